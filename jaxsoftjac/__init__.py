@@ -1,1 +1,15 @@
 """The derivatives of softmax in JAX: exact, structured, in every mode and to every order."""
+
+from jaxsoftjac.dense import log_softmax_jacobian as log_softmax_jacobian
+from jaxsoftjac.dense import softmax_hessian as softmax_hessian
+from jaxsoftjac.dense import softmax_jacobian as softmax_jacobian
+from jaxsoftjac.diagnostics import probe_jacobian_properties as probe_jacobian_properties
+from jaxsoftjac.diagnostics import verify_jacobian_properties as verify_jacobian_properties
+from jaxsoftjac.functions import log_softmax as log_softmax
+from jaxsoftjac.functions import logsumexp as logsumexp
+from jaxsoftjac.functions import softmax as softmax
+from jaxsoftjac.products import log_softmax_jvp as log_softmax_jvp
+from jaxsoftjac.products import log_softmax_vjp as log_softmax_vjp
+from jaxsoftjac.products import softmax_jvp as softmax_jvp
+from jaxsoftjac.products import softmax_second_derivative as softmax_second_derivative
+from jaxsoftjac.products import softmax_vjp as softmax_vjp

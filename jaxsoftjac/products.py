@@ -1,0 +1,179 @@
+"""Products with the Jacobians of softmax and log-softmax, given σ: O(K), no K×K matrix.
+
+J = diag(σ) − σσᵀ is symmetric, so its VJP and its JVP are one program. That program is linear in
+the vector and its own transpose, so that JAX can differentiate and transpose it at will.
+
+>>> import jax.numpy as jnp
+>>> softmax_vjp(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.5, 0.25, 0.25]))
+Array([ 0.25 , -0.125, -0.125], dtype=float32)
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxsoftjac._checks import Axis, as_real, canonical_axes, same_shape, working_dtype
+
+Axes = tuple[int, ...]
+
+
+def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
+    """Product of a vector with the softmax Jacobian, without forming the matrix.
+
+    Jg = σ⊙(g − ⟨σ, g⟩), computed as PᵀJPg with P = I − 1eᵀ, Σe = 1: first g is measured from its
+    value at the most probable class (e is one-hot there; where no class has more than 1/16, e is
+    σ), at last the sum is put back to zero. In exact arithmetic P changes nothing; in float32 it
+    keeps all digits of rows where the textbook form keeps none.
+
+    Cost: O(K) time and memory. On a 2-core CPU, forward and VJP together take 1.2 to 1.3 times
+    the time of jax.nn.softmax when cotangents need no guard, and about 0.8 times for the textbook
+    form; `python -m benchmarks functions` prints both, with their errors.
+
+    Args:
+        grad_output: cotangent of σ (gradient of a loss by σ), shape [..., K].
+        sigma: softmax output, shape [..., K], Σσ = 1 along `axis` (the caller's promise).
+            Entries equal to 0 contribute 0, even where `grad_output` is not finite.
+        axis: axis or axes of the classes; None for all.
+
+    Returns:
+        Gradient by the logits, shape [..., K].
+
+    Raises:
+        TypeError: an argument is boolean or complex.
+        ValueError: the shapes differ, or `axis` is out of range.
+    """
+    v, sigma, axes, dtype = _prepare("grad_output", grad_output, sigma, axis)
+    return softmax_product(v, sigma, axes).astype(dtype)
+
+
+def softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
+    """Derivative of softmax along `tangent`: Jẋ = σ⊙(ẋ − ⟨σ, ẋ⟩).
+
+    The same program as `softmax_vjp`, because J = Jᵀ; see there for cost, arguments and errors.
+    """
+    v, sigma, axes, dtype = _prepare("tangent", tangent, sigma, axis)
+    return softmax_product(v, sigma, axes).astype(dtype)
+
+
+def log_softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
+    """Product of a cotangent with the log-softmax Jacobian I − 1σᵀ: g − σΣg.
+
+    The sum of the result is put back to zero at the most probable class, so that its gradient
+    keeps its digits where σ rounds to 1.
+
+    Cost: O(K).
+
+    Args:
+        grad_output: cotangent of log σ, shape [..., K].
+        sigma: softmax output, shape [..., K].
+        axis: axis or axes of the classes; None for all.
+
+    Returns:
+        Gradient by the logits, shape [..., K].
+
+    Raises:
+        TypeError: an argument is boolean or complex.
+        ValueError: the shapes differ, or `axis` is out of range.
+    """
+    g, sigma, axes, dtype = _prepare("grad_output", grad_output, sigma, axis)
+    return log_softmax_pullback(g, sigma, axes).astype(dtype)
+
+
+def log_softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
+    """Derivative of log-softmax along `tangent`: ẋ − ⟨σ, ẋ⟩, the tangent less its mean under σ.
+
+    Cost: O(K). Arguments and errors as for `log_softmax_vjp`.
+    """
+    v, sigma, axes, dtype = _prepare("tangent", tangent, sigma, axis)
+    return centre(v, sigma, axes).astype(dtype)
+
+
+def softmax_second_derivative(
+    u: ArrayLike, v: ArrayLike, sigma: ArrayLike, axis: Axis = -1
+) -> jax.Array:
+    """Second derivative of softmax along two tangents: D²σ[u, v] = J((u − ū)⊙(v − v̄)).
+
+    ū = ⟨σ, u⟩ and v̄ = ⟨σ, v⟩. The same product as the first derivative, on a centred product.
+
+    Cost: O(K); the K×K×K tensor is never formed.
+
+    Args:
+        u: first tangent, shape [..., K].
+        v: second tangent, shape [..., K].
+        sigma: softmax output, shape [..., K].
+        axis: axis or axes of the classes; None for all.
+
+    Returns:
+        Array of shape [..., K].
+
+    Raises:
+        TypeError: an argument is boolean or complex.
+        ValueError: the shapes differ, or `axis` is out of range.
+    """
+    u, _, axes, u_dtype = _prepare("u", u, sigma, axis)
+    v, sigma, axes, v_dtype = _prepare("v", v, sigma, axis)
+    both = guarded(centre(u, sigma, axes), sigma) * guarded(centre(v, sigma, axes), sigma)
+    return softmax_product(both, sigma, axes).astype(jnp.promote_types(u_dtype, v_dtype))
+
+
+def softmax_product(v: jax.Array, sigma: jax.Array, axes: Axes) -> jax.Array:
+    """PᵀJPv in the arrays' own dtype: linear in v and its own transpose."""
+    e = _pivot_weights(sigma, axes)
+    v = guarded(v, sigma)
+    d = v - row_sum(e * v, axes)
+    w = sigma * (d - row_sum(sigma * d, axes))
+    return guarded(w - e * row_sum(w, axes), sigma)
+
+
+def centre(v: jax.Array, sigma: jax.Array, axes: Axes) -> jax.Array:
+    """V − ⟨σ, v⟩, from the pivot first: the log-softmax pushforward."""
+    e = _pivot_weights(sigma, axes)
+    d = v - row_sum(e * guarded(v, sigma), axes)
+    return d - row_sum(sigma * guarded(d, sigma), axes)
+
+
+def log_softmax_pullback(g: jax.Array, sigma: jax.Array, axes: Axes) -> jax.Array:
+    """The transpose of `centre`: g − σΣg, its sum put back to zero."""
+    e = _pivot_weights(sigma, axes)
+    h = g - sigma * row_sum(g, axes)
+    return h - e * row_sum(h, axes)
+
+
+def guarded(v: jax.Array, sigma: jax.Array) -> jax.Array:
+    """`v` where σ ≠ 0, and 0 elsewhere, so that 0·∞ never arises; a NaN in σ is let through."""
+    return jnp.where(sigma != 0, v, 0)
+
+
+def row_sum(a: jax.Array, axes: Axes) -> jax.Array:
+    """Sum over the class axes, which stay as axes of length 1."""
+    return jnp.sum(a, axis=axes, keepdims=True)
+
+
+def _pivot_weights(sigma: jax.Array, axes: Axes) -> jax.Array:
+    """Weights e ≥ 0, Σe = 1: one-hot at the top class, or σ where no class has more than 1/16.
+
+    One arithmetic form for both, max(σ − τ, 0) normalised, because compilers vectorise that: with τ
+    the float just below the top of the row, only the top is left. Its excess is a power of two, so
+    that the weight is exactly 1 and the pivot's own value cancels exactly. A pivot of small weight
+    could be an outlier of v, hence τ = 0 on flat rows.
+
+    The weights depend on σ alone, which keeps the program linear in v, and are constants of
+    differentiation: J does not depend on them.
+    """
+    sigma = lax.stop_gradient(sigma)
+    top = jnp.max(sigma, axis=axes, keepdims=True, initial=0)
+    just_below = top * (1 - jnp.finfo(sigma.dtype).eps / 2)
+    excess = jnp.maximum(sigma - jnp.where(top > 1 / 16, just_below, 0), 0)
+    total = row_sum(excess, axes)
+    return excess * (1 / jnp.where(total == 0, 1, total))
+
+
+def _prepare(
+    name: str, v: ArrayLike, sigma: ArrayLike, axis: Axis
+) -> tuple[jax.Array, jax.Array, Axes, jnp.dtype]:
+    v, sigma = as_real(name, v), as_real("sigma", sigma)
+    same_shape(name, v, "sigma", sigma)
+    dtype = jnp.promote_types(v.dtype, sigma.dtype)
+    compute = working_dtype(dtype)
+    return v.astype(compute), sigma.astype(compute), canonical_axes(axis, v.ndim), dtype
