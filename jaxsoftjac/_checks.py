@@ -21,7 +21,7 @@ def as_real(name: str, x: ArrayLike) -> jax.Array:
 
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype that rows are computed in: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def canonical_axes(axis: Axis, ndim: int) -> tuple[int, ...]:

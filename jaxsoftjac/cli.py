@@ -1,7 +1,7 @@
 """The command line: `python -m jaxsoftjac inspect 2.0 1.0 0.5`.
 
-A command turns its input into one report, a dictionary that `--json` prints as it is and that the text
-shows. Exit status: 0 when every property holds, 1 when one does not, 2 for input it cannot use.
+A command turns its input into one report, a dictionary that `--json` prints as it is and the text
+lays out. Exit status: 0 when every property holds, 1 when one does not, 2 for input it cannot use.
 
 >>> main(["inspect"])
 2

@@ -3,9 +3,9 @@
 Entries are built from σ and its complements, so that they keep their digits on confident rows.
 
 >>> import jax.numpy as jnp
->>> softmax_jacobian(jnp.array([0.0, 0.0]))
-Array([[ 0.25, -0.25],
-       [-0.25,  0.25]], dtype=float32)
+>>> print(softmax_jacobian(jnp.array([0.0, 0.0])))
+[[ 0.25 -0.25]
+ [-0.25  0.25]]
 """
 
 import math

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, working_dtype
@@ -35,8 +36,8 @@ class JacobianProperties(NamedTuple):
         largest_eigenvalue: λ_max, at most 1/2.
         rank: number of eigenvalues above `tolerance`.
         expected_rank: K − 1, the rank in exact arithmetic.
-        smallest_numerical_rank: least rank that interlacing (σ₍ᵢ₎ ≤ λᵢ₊₁ ≤ σ₍ᵢ₊₁₎, ascending) allows
-            above `tolerance`. Below K − 1 on peaked rows, where the numerical rank really is smaller.
+        smallest_numerical_rank: least rank above `tolerance` that interlacing allows (ascending,
+            σ₍ᵢ₎ ≤ λᵢ₊₁ ≤ σ₍ᵢ₊₁₎); below K − 1 on peaked rows, whose numerical rank is smaller.
         largest_numerical_rank: greatest rank that interlacing allows above `tolerance`.
         null_vector_error: max |J·1|, by the O(K) product.
         diagonal_error: max |Jᵢᵢ − σᵢ(1 − σᵢ)|.
@@ -181,7 +182,9 @@ def _over_rows(measure: Callable[[jax.Array], Measurements], x: ArrayLike) -> Me
 
 
 def _verify_row(x: jax.Array) -> JacobianProperties:
-    sigma, J, ones = softmax(x), softmax_jacobian(x), jnp.ones_like(x)
+    sigma, ones = softmax(x), jnp.ones_like(x)
+    # Behind a barrier: fused into J − Jᵀ, compilers contract σᵢσⱼ into multiply-adds.
+    J = lax.optimization_barrier(softmax_jacobian(x))
     eigenvalues = jnp.linalg.eigvalsh(J)
     tolerance = _tolerance(eigenvalues[-1], x)
     ascending = jnp.sort(sigma)

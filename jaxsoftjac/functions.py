@@ -4,9 +4,9 @@ Drop-ins for those of jax.nn. Each is a `jax.custom_vjp` with the O(K) product o
 a `jax.custom_jvp` that pushes forward by the same product, so that jvp, vjp and all nestings work.
 
 >>> import jax, jax.numpy as jnp
->>> jax.jacfwd(softmax)(jnp.array([0.0, 0.0]))
-Array([[ 0.25, -0.25],
-       [-0.25,  0.25]], dtype=float32)
+>>> print(jax.jacfwd(softmax)(jnp.array([0.0, 0.0])))
+[[ 0.25 -0.25]
+ [-0.25  0.25]]
 """
 
 from collections.abc import Callable

@@ -28,23 +28,25 @@ _DENSE_LIMIT = 64  # widest row whose J is formed and diagonalised
 _FORMED_LIMIT = 2048  # widest row whose VJP is also taken with the full J
 _CHUNK_ELEMENTS = 2**22  # of logits, or of J where it is formed
 
-# For each property: its formula, and the measurements it is judged by.
+# For each property: its formula, and the fields of the dense check, and of the probes, to judge by.
 _PROPERTIES = {
-    "is_symmetric": ("J = Jᵀ", ("symmetry_error", "adjoint_error")),
-    "rows_sum_to_zero": ("Σⱼ Jᵢⱼ = 0", ("row_sum_error",)),
-    "columns_sum_to_zero": ("Σᵢ Jᵢⱼ = 0", ("column_sum_error",)),
-    "products_sum_to_zero": ("Σᵢ (Jv)ᵢ = 0", ("sum_error",)),
-    "is_positive_semidefinite": ("λ_min ≥ 0", ("smallest_eigenvalue", "quadratic_form")),
-    "rank_is_expected": ("rank J = K − 1", ("rank", "expected_rank")),
-    "annihilates_ones": ("J·1 = 0", ("null_vector_error",)),
-    "diagonal_matches": ("Jᵢᵢ = σᵢ(1 − σᵢ)", ("diagonal_error",)),
+    "is_symmetric": ("J = Jᵀ", ["symmetry_error"], ["adjoint_error"]),
+    "rows_sum_to_zero": ("Σⱼ Jᵢⱼ = 0", ["row_sum_error"], []),
+    "columns_sum_to_zero": ("Σᵢ Jᵢⱼ = 0", ["column_sum_error"], []),
+    "products_sum_to_zero": ("Σᵢ (Jv)ᵢ = 0", [], ["sum_error"]),
+    "is_positive_semidefinite": ("λ_min ≥ 0", ["smallest_eigenvalue"], ["quadratic_form"]),
+    "rank_is_expected": ("rank J = K − 1", ["rank"], []),
+    "annihilates_ones": ("J·1 = 0", ["null_vector_error"], ["null_vector_error"]),
+    "diagonal_matches": ("Jᵢᵢ = σᵢ(1 − σᵢ)", ["diagonal_error"], []),
     "largest_eigenvalue_is_bounded": (
         "λ_max ≤ 1/2",
-        ("largest_eigenvalue", "largest_eigenvalue_upper_bound"),
+        ["largest_eigenvalue"],
+        ["largest_eigenvalue_upper_bound"],
     ),
     "agrees_with_autodiff": (
         "analytic = jacfwd = jacrev",
-        ("jacfwd_error", "jacrev_error", "autodiff_error"),
+        ["jacfwd_error", "jacrev_error"],
+        ["autodiff_error"],
     ),
 }
 _WORST_WHEN_SMALL = ("smallest_eigenvalue", "quadratic_form", "rank")
@@ -87,7 +89,7 @@ def inspect_logits(
 
     row = 0 if count == 1 else row
     report = {"source": logits.name, "rows": count, "row": row, "K": width, "dtype": dtype}
-    report |= {"temperature": temperature, "x64": bool(jax.config.jax_enable_x64)}
+    report |= {"temperature": temperature, "x64": dtype == "float64"}
     report["method"] = "dense" if width <= _DENSE_LIMIT else "matrix-free"
     if row is None:
         measured = _measure(_chunks(chunk, logits.shape), logits.shape)
@@ -128,7 +130,7 @@ def _progress(total: int):
 
 
 def _measure(chunks: Iterable[np.ndarray], shape: tuple[int, int]) -> Measurements:
-    """Each field of the diagnostics over all rows, those of one number per row (or only one row)."""
+    """The fields of the diagnostics over all rows; vectors (the eigenvalues) for one row only."""
     count, width = shape
     dense = width <= _DENSE_LIMIT
     measure = jax.jit(verify_jacobian_properties if dense else probe_jacobian_properties)
@@ -140,10 +142,10 @@ def _measure(chunks: Iterable[np.ndarray], shape: tuple[int, int]) -> Measuremen
 
 
 def _steepest(measured: Measurements) -> tuple[int, str]:
-    for name in ("largest_eigenvalue", "largest_eigenvalue_lower_bound"):
-        if name in measured:
-            return int(np.argmax(measured[name])), f"largest of its {name}"
-    return 0, "the first row"
+    if "largest_eigenvalue" in measured:
+        return int(np.argmax(measured["largest_eigenvalue"])), "the largest λ_max"
+    bound = measured["largest_eigenvalue_lower_bound"]
+    return int(np.argmax(bound)), "the largest lower bound of λ_max"
 
 
 def _one_row(x: np.ndarray, vector: Sequence[float] | None, measured: Measurements) -> dict:
@@ -154,18 +156,21 @@ def _one_row(x: np.ndarray, vector: Sequence[float] | None, measured: Measuremen
     shown = np.arange(width)
     if width > _DENSE_LIMIT:
         shown = np.r_[shown[:3], shown[-3:]]
-    products = {"by formula": softmax_vjp(v, sigma)}
+    products = {"formula": softmax_vjp(v, sigma)}
     if width <= _FORMED_LIMIT:
-        products["by full J"] = jnp.matmul(softmax_jacobian(logits), v, precision="highest")
-    products["by jax.vjp"] = jax.vjp(jax.nn.softmax, logits)[1](v)[0]
-    formula = np.asarray(products["by formula"], np.float64)
+        products["full_jacobian"] = jnp.matmul(softmax_jacobian(logits), v, precision="highest")
+    products["autodiff"] = jax.vjp(jax.nn.softmax, logits)[1](v)[0]
+    formula = np.asarray(products["formula"], np.float64)
     differences = [np.abs(np.asarray(p, np.float64) - formula).max() for p in products.values()]
     return {
         "logits": _plain(x),
         "sigma": _plain(sigma),
         "jacobian": {"indices": shown.tolist(), "entries": _plain(jacobian_block(sigma, shown))},
-        "vjp": {"v": _plain(v)} | {name: _plain(p) for name, p in products.items()},
-        "vjp_largest_difference": _plain(max(differences)),
+        "vjp": {
+            "vector": _plain(v),
+            **{name: _plain(product) for name, product in products.items()},
+            "largest_difference": _plain(max(differences)),
+        },
         "measurements": {k: _plain(v[0]) for k, v in measured.items() if v.dtype != bool},
     }
 
@@ -197,9 +202,10 @@ def _judgement(measured: Measurements) -> dict:
     for name, holds in measured.items():
         if holds.dtype != bool or name == "all_hold":
             continue
-        formula, judged_by = _PROPERTIES.get(name, (name.replace("_", " "), ()))
+        formula, *by = _PROPERTIES.get(name, (name.replace("_", " "), [], []))
+        judged_by = by[0] if "largest_eigenvalue" in measured else by[1]
         values = {key: measured[key] for key in judged_by if key in measured}
-        worst = _worst_row(holds, values)
+        worst = _worst_row(holds, values, measured["tolerance"])
         properties[name] = {
             "formula": formula,
             "holds": bool(holds.all()),
@@ -210,16 +216,18 @@ def _judgement(measured: Measurements) -> dict:
     return {"properties": properties, "all_hold": bool(measured["all_hold"].all())}
 
 
-def _worst_row(holds: np.ndarray, values: Measurements) -> int:
-    """The row furthest off, among those that fail if any does."""
-    first = next(iter(values), None)
-    if first in _WORST_WHEN_SMALL:
-        badness = -values[first].astype(np.float64)
-    else:
-        badness = np.max([np.abs(v) for v in values.values()] or [~holds], axis=0)
-    badness = np.where(np.isnan(badness), np.inf, badness)
-    rows = np.flatnonzero(~holds) if not holds.all() else np.arange(len(holds))
-    return int(rows[np.argmax(badness[rows])])
+def _worst_row(holds: np.ndarray, values: Measurements, tolerance: np.ndarray) -> int:
+    """The row furthest off, among those that fail if any does; errors count in tolerances."""
+    badness = []
+    for name, value in values.items():
+        wide = value.astype(np.float64)
+        if name.endswith("_error"):
+            wide /= np.fmax(tolerance.astype(np.float64), np.finfo(np.float64).tiny)
+        badness.append(-wide if name in _WORST_WHEN_SMALL else wide)
+    badness = np.max(badness or [~holds], axis=0)
+    worst = np.where(np.isnan(badness), np.inf, badness)
+    rows = np.arange(len(holds)) if holds.all() else np.flatnonzero(~holds)
+    return int(rows[np.argmax(worst[rows])])
 
 
 def _plain(value):
@@ -228,7 +236,7 @@ def _plain(value):
     if array.dtype.kind in "iu":
         return array.tolist()
     wide = array.astype(np.float64)
-    return np.where(np.isfinite(wide), wide, None).tolist()
+    return np.where(np.isfinite(wide), wide, np.array(None)).tolist()
 
 
 def _save_picture(x: np.ndarray, path: str) -> None:

@@ -1,8 +1,8 @@
 """Rows of logits from a file, or an `InputError` that says exactly what is wrong and where.
 
-Arrays (`.npy`, memory-mapped, and `.npz`) count rows and columns from 0, as NumPy does; text (`.csv`,
-`.txt`, standard input) counts lines and columns from 1, as editors do. A `.npy` file is mapped anew
-for each block of rows, so that the pages already read do not add up in the resident memory.
+Arrays (`.npy`, `.npz`) count rows and columns from 0, as NumPy does; text (`.csv`, `.txt`, standard
+input) counts lines and columns from 1, as editors do. A `.npy` file is mapped into memory anew for
+each block of rows, so that the pages already read do not add up in the resident memory.
 
 >>> numbers(["2.0", "1.0"], name="example").rows(0, 1)
 array([[2., 1.]])
@@ -125,10 +125,10 @@ def _mapped(path: str, axis: int) -> Logits:
 
 def _npz(path: str, key: str | None) -> np.ndarray:
     try:
-        archive = np.load(path)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{path}: not an .npz file")
-        with archive:
+        with open(path, "rb") as file:
+            archive = np.load(file)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InputError(f"{path}: not an .npz file")
             return np.asarray(archive[_choose(path, archive.files, key)])
     except InputError:
         raise

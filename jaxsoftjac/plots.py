@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxsoftjac
+from jaxsoftjac.functions import softmax
+from jaxsoftjac.products import softmax_vjp
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,10 +52,10 @@ def plot_jacobian(x: jax.Array) -> Figure:
         ) from error
     if jnp.ndim(x) != 1 or jnp.size(x) == 0:
         raise ValueError(f"`x` must have shape (K,) with K ≥ 1, got {jnp.shape(x)}")
-    sigma = jaxsoftjac.softmax(x)
+    sigma = softmax(x)
     figure = Figure(figsize=(10, 3), layout="constrained")
     matrix, diagonal, probabilities = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
-    _heat_map(matrix, sigma)
+    _heat_map(figure, matrix, sigma)
     values = np.asarray(sigma, np.float64)
     _bars(diagonal, values * (1 - values), _BLUE)
     diagonal.set(title="Diagonal σᵢ(1 − σᵢ)", xlabel="index i", ylabel="∂σᵢ/∂xᵢ")
@@ -76,27 +77,25 @@ def jacobian_block(sigma: jax.Array, indices: np.ndarray) -> jax.Array:
 
     def row(index):
         basis = jnp.zeros_like(sigma).at[index].set(1)
-        return jaxsoftjac.softmax_vjp(basis, sigma)[indices]
+        return softmax_vjp(basis, sigma)[indices]
 
     return jax.lax.map(row, jnp.asarray(indices))
 
 
-def _heat_map(axes: Axes, sigma: jax.Array) -> None:
+def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
     width = len(sigma)
     shown = np.unique(np.linspace(0, width - 1, min(width, _MAX_CELLS)).round().astype(int))
     block = np.asarray(jacobian_block(sigma, shown), np.float64)
     limit = np.abs(block).max() or 1.0  # a saturated σ has J = 0: any symmetric limits will do
-    edges = (-0.5, width - 0.5)
     image = axes.imshow(
         block,
         cmap="RdBu",
         vmin=-limit,
         vmax=limit,
-        extent=(*edges, *edges[::-1]),
+        extent=(-0.5, width - 0.5, width - 0.5, -0.5),
         interpolation="nearest",
     )
-    assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes)
+    figure.colorbar(image, ax=axes)
     axes.set(title="Jacobian J = diag(σ) − σσᵀ", xlabel="logit j", ylabel="probability i")
     _thin_ticks(axes.xaxis)
     _thin_ticks(axes.yaxis)

@@ -4,8 +4,8 @@ J = diag(σ) − σσᵀ is symmetric, so its VJP and its JVP are one program. T
 the vector and its own transpose, so that JAX can differentiate and transpose it at will.
 
 >>> import jax.numpy as jnp
->>> softmax_vjp(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.5, 0.25, 0.25]))
-Array([ 0.25 , -0.125, -0.125], dtype=float32)
+>>> print(softmax_vjp(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.5, 0.25, 0.25])))
+[ 0.25  -0.125 -0.125]
 """
 
 import jax

@@ -1,0 +1,9 @@
+"""Strict JAX settings for every test; x64 is on unless JAX_ENABLE_X64 says otherwise."""
+
+import os
+
+import jax
+
+jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1").lower() in ("1", "true"))
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")

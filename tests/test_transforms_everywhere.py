@@ -1,0 +1,248 @@
+"""One table of the public functions × every transformation, against JAX's own derivatives of the
+textbook formulas; and export of each with its derivatives to cpu, cuda and tpu."""
+
+import functools
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import WIDE, close, plain_softmax
+
+import jaxsoftjac as jsj
+
+WHERE = np.array([[True, True, False, True], [True, False, True, True], [False, True, True, True]])
+
+
+def plain_log_softmax(x, axis=-1, where=None):
+    log_sigma = x - plain_logsumexp(x, axis, where)
+    return log_sigma if where is None else jnp.where(where, log_sigma, 0)
+
+
+def plain_logsumexp(x, axis=-1, where=None):
+    e = jnp.exp(x) if where is None else jnp.where(where, jnp.exp(x), 0)
+    return jnp.log(jnp.sum(e, axis, keepdims=True))
+
+
+def finite_log_softmax(x, axis=-1, where=None):
+    """log_softmax with 0 for the −∞ of excluded classes, so that values can be compared."""
+    log_sigma = jsj.log_softmax(x, axis, where)
+    return log_sigma if where is None else jnp.where(where, log_sigma, 0)
+
+
+def plain_jacobian(x):
+    return jax.vmap(jax.jacrev(plain_softmax))(x)
+
+
+def plain_log_jacobian(x):
+    return jax.vmap(jax.jacrev(plain_log_softmax))(x)
+
+
+V = np.random.default_rng(7).normal(size=(3, 4))
+
+# name: (function of logits [3, 4], the same by textbook formulas)
+TABLE = {
+    "softmax": (jsj.softmax, plain_softmax),
+    "softmax, axis 0": (functools.partial(jsj.softmax, axis=0), lambda x: plain_softmax(x, 0)),
+    "softmax, all axes": (
+        functools.partial(jsj.softmax, axis=None),
+        lambda x: plain_softmax(x, (0, 1)),
+    ),
+    "softmax, where": (
+        lambda x: jsj.softmax(x, where=WHERE),
+        lambda x: plain_softmax(x, where=WHERE),
+    ),
+    "log_softmax": (jsj.log_softmax, plain_log_softmax),
+    "log_softmax, axes (1, 0)": (
+        functools.partial(jsj.log_softmax, axis=(1, 0)),
+        lambda x: plain_log_softmax(x, (0, 1)),
+    ),
+    "log_softmax, where": (
+        lambda x: finite_log_softmax(x, where=WHERE),
+        lambda x: plain_log_softmax(x, where=WHERE),
+    ),
+    "logsumexp": (
+        lambda x: jsj.logsumexp(x, axis=-1, keepdims=True),
+        plain_logsumexp,
+    ),
+    "logsumexp, where": (
+        lambda x: jsj.logsumexp(x, axis=0, where=WHERE),
+        lambda x: plain_logsumexp(x, 0, WHERE)[0],
+    ),
+    "logsumexp, b": (
+        lambda x: jsj.logsumexp(x, axis=-1, b=jnp.asarray(V**2, x.dtype)),
+        lambda x: jnp.log(jnp.sum(jnp.asarray(V**2, x.dtype) * jnp.exp(x), -1)),
+    ),
+    "softmax_vjp": (
+        lambda x: jsj.softmax_vjp(jnp.sin(x), jsj.softmax(x)),
+        lambda x: (plain_jacobian(x) @ jnp.sin(x)[..., None])[..., 0],
+    ),
+    "softmax_jvp": (
+        lambda x: jsj.softmax_jvp(jnp.asarray(V, x.dtype), jsj.softmax(x)),
+        lambda x: (plain_jacobian(x) @ jnp.asarray(V, x.dtype)[..., None])[..., 0],
+    ),
+    "log_softmax_vjp": (
+        lambda x: jsj.log_softmax_vjp(jnp.sin(x), jsj.softmax(x)),
+        lambda x: (jnp.sin(x)[..., None, :] @ plain_log_jacobian(x))[..., 0, :],
+    ),
+    "log_softmax_jvp": (
+        lambda x: jsj.log_softmax_jvp(jnp.sin(x), jsj.softmax(x)),
+        lambda x: (plain_log_jacobian(x) @ jnp.sin(x)[..., None])[..., 0],
+    ),
+    "softmax_second_derivative": (
+        lambda x: jsj.softmax_second_derivative(
+            jnp.asarray(V, x.dtype), jnp.cos(x), jsj.softmax(x)
+        ),
+        lambda x: jnp.einsum(
+            "nijk,nj,nk->ni",
+            jax.vmap(jax.hessian(plain_softmax))(x),
+            jnp.asarray(V, x.dtype),
+            jnp.cos(x),
+        ),
+    ),
+    "softmax_jacobian": (jsj.softmax_jacobian, plain_jacobian),
+    "log_softmax_jacobian": (jsj.log_softmax_jacobian, plain_log_jacobian),
+    "softmax_hessian": (jsj.softmax_hessian, jax.vmap(jax.hessian(plain_softmax))),
+}
+
+
+def ways(f):
+    """Every mode and nesting of `f`, and every control-flow transformation, as functions of x."""
+
+    def u(x):
+        return jnp.sin(3 * x)
+
+    def jvp(f, t=u):
+        return lambda x: jax.jvp(f, (x,), (t(x),))[1]
+
+    def vjp(f):
+        def pulled(x):
+            y, pullback = jax.vjp(f, x)
+            return pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]
+
+        return pulled
+
+    def linearized(x):
+        y, push = jax.linearize(f, x)
+        return y, jax.linear_transpose(push, x)(jnp.ones_like(y))[0]
+
+    def scanned(x):
+        def body(c, _):
+            y = f(c)
+            return c + jnp.sum(y) / 10, y
+
+        return jax.lax.scan(body, x, None, length=2)
+
+    return {
+        "value": f,
+        "jvp": jvp(f),
+        "vjp": vjp(f),
+        "jacfwd": jax.jacfwd(f),
+        "jacrev": jax.jacrev(f),
+        "forward over reverse": jvp(vjp(f)),
+        "reverse over reverse": vjp(vjp(f)),
+        "reverse over forward": vjp(jvp(f, jnp.ones_like)),
+        "forward over forward": jvp(jvp(f)),
+        "third order, reverse": vjp(vjp(vjp(f))),
+        "third order, forward": jvp(jvp(jvp(f))),
+        "linearize, transpose": linearized,
+        "vmap of jvp": jax.vmap(jvp(lambda x: f(x + jnp.ones((), x.dtype))), in_axes=0),
+        "vmap of vjp": jax.vmap(vjp(f)),
+        "checkpoint": jvp(vjp(jax.checkpoint(f))),
+        "scan": vjp(lambda x: scanned(x)[1]),
+        "cond": vjp(lambda x: jax.lax.cond(jnp.sum(x) > 0, f, lambda x: 2 * f(x), x)),
+    }
+
+
+def logits():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)) * 2, WIDE)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_agrees_with_autodiff_of_the_textbook(name):
+    ours, plain = TABLE[name]
+    x = logits()
+    all_ways = ways(ours).keys()
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def every_way(f, x):
+        batch = jnp.stack([x, -x])
+        w = ways(f)
+        return {k: w[k](batch if k.startswith("vmap") else x) for k in w}
+
+    actual, expected = every_way(ours, x), every_way(plain, x)
+    for way in all_ways:
+        chex.assert_tree_all_finite(actual[way])
+        # Third derivatives of the K×K×K tensor sum 64 terms of size 1.
+        jax.tree.map(lambda a, b: close(a, b, scale=10.0), actual[way], expected[way])
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_eager_is_as_jit(name):
+    ours, _ = TABLE[name]
+    x = logits()
+    for way, f in ways(ours).items():
+        batch = jnp.stack([x, -x]) if way.startswith("vmap") else x
+        jax.tree.map(lambda a, b: close(a, b), f(batch), jax.jit(f)(batch))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_exports_to_cpu_cuda_and_tpu(name):
+    f, _ = TABLE[name]
+    x = jnp.zeros((3, 4), jnp.float32)
+
+    def value_and_derivatives(x):
+        w = ways(f)
+        return [w[k](x) for k in ("value", "jvp", "vjp", "forward over reverse")]
+
+    exported = jax.export.export(jax.jit(value_and_derivatives), platforms=("cpu", "cuda", "tpu"))(
+        x
+    )
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_the_table_holds_every_public_array_function():
+    tested = {name.split(",")[0] for name in TABLE}
+    diagnostics = {"verify_jacobian_properties", "probe_jacobian_properties"}  # test_diagnostics
+    public = {n for n, f in vars(jsj).items() if inspect.isfunction(f)}
+    assert public == tested | diagnostics
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_structure_survives_every_order(order):
+    """Differentiated again, the rule is the rule: no exponential of the formula is traced."""
+    f = lambda x: jnp.sum(jnp.sin(jsj.softmax(x)))  # noqa: E731
+    for _ in range(order):
+        f = functools.partial(lambda g, x: jnp.sum(jax.grad(g)(x) ** 2), f)
+    text = str(jax.make_jaxpr(f)(jnp.zeros(5)))
+    assert text.count(" exp ") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_one_residual_of_the_logits_size(name, dtype):
+    f, _ = TABLE[name]
+    x = jnp.ones((3, 4), dtype)
+    _, pullback = jax.vjp(f, x)
+    large = [a for a in jax.tree.leaves(pullback) if a.size == x.size]
+    assert [(a.shape, a.dtype) for a in large] == [(x.shape, x.dtype)]
+
+
+def test_no_retracing():
+    f = jax.jit(chex.assert_max_traces(lambda x: jax.grad(lambda x: jsj.softmax(x)[0])(x), n=1))
+    for scale in (1.0, 2.0, 3.0):
+        f(scale * jnp.arange(4, dtype=jnp.float32))
+    chex.clear_trace_counter()
+
+
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_a_sharded_class_axis(axis_type):
+    mesh = jax.make_mesh((1,), ("k",), axis_types=(getattr(jax.sharding.AxisType, axis_type),))
+    x = logits()
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "k")))
+    with jax.set_mesh(mesh):
+        for f in (jsj.softmax, jsj.log_softmax, lambda x: jsj.logsumexp(x, axis=-1)):
+            derivative = jax.jit(jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x)))))
+            close(derivative(sharded), derivative(x))
