@@ -12,18 +12,17 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, working_dtype
-from jaxsoftjac.functions import softmax
+from jaxsoftjac.functions import log_softmax, softmax
 
 
 def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
     """Jacobian of softmax: Jᵢⱼ = ∂σᵢ/∂xⱼ = σᵢ(δᵢⱼ − σⱼ), J = diag(σ) − σσᵀ.
 
-    Symmetric to the bit; the diagonal σᵢ(1 − σᵢ) is right at any gap, because the complement of
-    the top class is summed over the others.
+    Symmetric to the bit; the diagonal σᵢ(1 − σᵢ) is right at any gap, because the complement comes
+    from log σᵢ and not from a subtraction.
 
     Cost: O(K²) per row. A product with J needs O(K) only: `softmax_vjp`.
 
@@ -100,26 +99,13 @@ def _probabilities(
     x = as_real("x", x)
     axes = canonical_axes(axis, x.ndim)
     kept = x != -jnp.inf
+    where = broadcast_where(where, x.shape)
     if where is not None:
-        kept &= broadcast_where(where, x.shape)
+        kept = kept & where
     rows, kept = (_classes_last(a, axes) for a in (x.astype(working_dtype(x.dtype)), kept))
-    sigma = softmax(rows, where=kept)
-    return sigma, complement_of(sigma), kept, x.dtype
-
-
-def complement_of(sigma: jax.Array) -> jax.Array:
-    """1 − σᵢ: for the top class the sum of the others, which does not cancel."""
-    if sigma.shape[-1] == 0:
-        return sigma
-    top = is_top(sigma)
-    others = jnp.sum(jnp.where(top, 0, sigma), axis=-1, keepdims=True)
-    return jnp.where(top, others, 1 - sigma)
-
-
-def is_top(sigma: jax.Array) -> jax.Array:
-    """True at the (first) most probable class of each row."""
-    top = jnp.argmax(lax.stop_gradient(sigma), axis=-1, keepdims=True)
-    return lax.broadcasted_iota(top.dtype, sigma.shape, sigma.ndim - 1) == top
+    # 1 − σ = −expm1(log σ): exact for the top class too, where the subtraction would cancel.
+    complement = -jnp.expm1(log_softmax(rows, where=kept))
+    return softmax(rows, where=kept), complement, kept, x.dtype
 
 
 def _classes_last(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, working_dtype
-from jaxsoftjac.dense import complement_of, is_top, softmax_jacobian
+from jaxsoftjac.dense import softmax_jacobian
 from jaxsoftjac.functions import log_softmax, softmax
 from jaxsoftjac.products import softmax_vjp
 
@@ -189,14 +189,12 @@ def _verify_row(x: jax.Array) -> JacobianProperties:
     tolerance = _tolerance(eigenvalues[-1], x)
     ascending = jnp.sort(sigma)
     lower, upper = _largest_eigenvalue_bounds(sigma)
-    log_sigma = log_softmax(x)
     measured = {
         "symmetry_error": _largest(J - J.T),
         "row_sum_error": _largest(J.sum(axis=1)),
         "column_sum_error": _largest(J.sum(axis=0)),
         "null_vector_error": _largest(softmax_vjp(ones, sigma)),
-        # 1 − σ = −expm1(log σ): independent of the sums that J's diagonal is made of.
-        "diagonal_error": _largest(jnp.diag(J) + sigma * jnp.expm1(log_sigma)),
+        "diagonal_error": _largest(jnp.diag(J) - sigma * _complement(sigma)),
         "jacfwd_error": _largest(J - jax.jacfwd(softmax)(x)),
         "jacrev_error": _largest(J - jax.jacrev(softmax)(x)),
     }
@@ -260,7 +258,7 @@ def _probe_row(x: jax.Array) -> JacobianProbes:
         tolerance=tolerance,
         max_probability=jnp.max(sigma),
         entropy=-jnp.sum(jnp.where(sigma == 0, 0, sigma * log_sigma)),
-        trace=jnp.sum(sigma * complement_of(sigma)),
+        trace=jnp.sum(sigma * _complement(sigma)),
         frobenius_norm=_frobenius_norm(sigma),
         largest_eigenvalue_lower_bound=lower,
         largest_eigenvalue_upper_bound=upper,
@@ -276,20 +274,30 @@ def _largest_eigenvalue_bounds(sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
     K = sigma.size
     if K == 1:
         return jnp.zeros_like(sigma[0]), jnp.zeros_like(sigma[0])
-    diagonal = sigma * complement_of(sigma)
-    second = jnp.max(jnp.where(is_top(sigma), 0, sigma))
+    diagonal = sigma * _complement(sigma)
+    second = jnp.max(jnp.where(_is_top(sigma), 0, sigma))
     lower = jnp.maximum(K / (K - 1) * jnp.max(diagonal), second)
     upper = jnp.minimum(2 * jnp.max(diagonal), jnp.max(sigma))
     return lower, jnp.minimum(upper, jnp.sum(diagonal))
 
 
+def _complement(sigma: jax.Array) -> jax.Array:
+    """1 − σᵢ; for the top class the sum of the others, which does not cancel."""
+    others = jnp.sum(jnp.where(_is_top(sigma), 0, sigma))
+    return jnp.where(_is_top(sigma), others, 1 - sigma)
+
+
+def _is_top(sigma: jax.Array) -> jax.Array:
+    return jnp.arange(sigma.size) == jnp.argmax(sigma)
+
+
 def _frobenius_norm(sigma: jax.Array) -> jax.Array:
     """‖J‖_F, with Σ_{i≠j} σᵢ²σⱼ² split at the top class so that nothing cancels."""
     top = jnp.max(sigma) ** 2
-    others = jnp.where(is_top(sigma), 0, sigma) ** 2
+    others = jnp.where(_is_top(sigma), 0, sigma) ** 2
     rest = jnp.sum(others)
     off_diagonal = 2 * top * rest + (rest**2 - jnp.sum(others**2))
-    return jnp.sqrt(jnp.sum((sigma * complement_of(sigma)) ** 2) + off_diagonal)
+    return jnp.sqrt(jnp.sum((sigma * _complement(sigma)) ** 2) + off_diagonal)
 
 
 def _tolerance(scale: jax.Array, x: jax.Array) -> jax.Array:

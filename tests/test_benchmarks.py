@@ -1,0 +1,124 @@
+"""The benchmarks run at their smallest sizes; what they time is not tested."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # the benchmarks are not part of the installed package
+
+from benchmarks import harness  # noqa: E402
+from benchmarks.__main__ import SUBJECTS, main  # noqa: E402
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_subject_reports_tables_and_claims(subject):
+    report = importlib.import_module(f"benchmarks.{subject}").run(quick=True)
+    assert report.subject == subject
+    assert report.tables
+    assert report.claims
+    for table in report.tables:
+        assert table.rows
+        assert all(len(row) == len(table.header) for row in table.rows)
+    assert all(np.isfinite(claim.measured) for claim in report.claims)
+
+
+@pytest.mark.slow
+def test_the_json_file_holds_every_subject(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    assert main(["--quick", "--json", str(path)]) == 0
+    reports = json.loads(path.read_text())
+    assert [report["subject"] for report in reports] == list(SUBJECTS)
+    out = capsys.readouterr().out
+    for report in reports:
+        assert set(report) == {"subject", "tables", "claims", "absent"}
+        for table in report["tables"]:
+            assert set(table) == {"title", "header", "rows"}
+            assert table["title"] in out
+        for claim in report["claims"]:
+            assert set(claim) == {"text", "target", "measured", "at_most", "met"}
+            assert claim["text"] in out
+
+
+def test_an_unknown_subject_exits_with_2_and_one_line(capsys):
+    assert main(["functions", "softmin"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert all(name in err for name in ("softmin", *SUBJECTS))
+
+
+def test_a_json_file_in_no_folder_exits_with_2(tmp_path, capsys):
+    assert main(["--json", str(tmp_path / "none" / "figures.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("actual", [[1.0, 2.1], [1.0, np.nan], [1.0]])
+def test_a_failing_agreement_check_raises(actual):
+    expected = np.array([1.0, 2.0])
+    harness.check_agreement("ours", [1.0, 2.0 + 1e-9], expected, 1e-6)
+    with pytest.raises(harness.Disagreement, match="ours"):
+        harness.check_agreement("ours", actual, expected, 1e-2)
+
+
+def test_a_disagreement_exits_with_1(monkeypatch, capsys):
+    def disagree(quick):
+        raise harness.Disagreement("ours: relative error 1")
+
+    monkeypatch.setattr(importlib.import_module("benchmarks.dense"), "run", disagree)
+    assert main(["dense", "--quick"]) == 1
+    assert "dense: ours: relative error 1" in capsys.readouterr().err
+
+
+def test_ratios_are_medians_of_pairs_not_ratios_of_medians():
+    assert harness.ratio([2, 4, 60], [1, 2, 20]) == (2, 2, 2.5)
+    assert str(harness.ratio([1, 3], [1, 1])) == "2.00 [1.50, 2.50]"
+
+
+def test_callables_are_timed_in_turn_and_backwards_every_other_round():
+    now, order = [0.0], []
+
+    def taking(name, seconds):
+        def thunk():
+            order.append(name)
+            now[0] += seconds
+
+        return thunk
+
+    callables = {"a": taking("a", 1.0), "b": taking("b", 0.25)}
+    times = harness.time_in_turn(callables, 3, shortest=0.5, clock=lambda: now[0])
+    assert times == {"a": [1.0] * 3, "b": [0.25] * 3}
+    assert "".join(order) == "aabb" + "abb" + "bba" + "abb"
+    assert harness.ratio(times["b"], times["a"]) == (0.25, 0.25, 0.25)
+
+
+def test_claims_say_whether_they_are_met():
+    assert harness.Claim("time", 1.25, 1.25).met
+    assert not harness.Claim("time", 1.25, 1.3).met
+    assert harness.Claim("speedup", 3, 3.5, at_most=False).met
+    assert not harness.Claim("speedup", 3, float("nan"), at_most=False).met
+
+
+def test_a_peer_that_is_not_installed_is_named():
+    report = harness.Report("functions")
+    assert harness.optional_peer("no_such_peer", report) is None
+    assert "no_such_peer: not installed" in str(report)
+
+
+def test_the_limit_moves_the_bytes_it_is_given():
+    result = harness.same_bytes_add(1200)()
+    assert result.dtype == np.float32
+    assert 3 * result.nbytes == 1200
+
+
+def test_digits_logits_are_those_of_a_good_classifier():
+    data = ROOT / "benchmarks" / "data"
+    logits, labels = (np.load(data / f"digits_{name}.npy") for name in ("logits", "labels"))
+    assert logits.dtype == np.float32
+    assert logits.shape == (*labels.shape, 10)
+    assert np.mean(logits.argmax(-1) == labels) > 0.95
