@@ -1,0 +1,1 @@
+"""Comparisons of jaxsoftjac with its peers: `python -m benchmarks`."""

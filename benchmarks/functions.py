@@ -1,0 +1,203 @@
+"""Forward and VJP of softmax cost at most 1.25 times jax.nn.softmax's, and keep their digits.
+
+Prints the time over that of jax.nn.softmax in both settings of `jax_softmax_custom_jvp` (and
+torch's), the worst error of the VJP over a grid of gap × offset × K, what each variant of the
+product costs, and the bytes that the VJP keeps.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsoftjac as jsj
+from benchmarks.harness import (
+    Claim,
+    Report,
+    check_agreement,
+    geometric_mean,
+    optional_peer,
+    ratio,
+    time_in_turn,
+)
+
+SHAPES = [(4096, 1024), (64, 32768), (32, 131072), (65536, 64), (262144, 10)]
+QUICK_SHAPES = [(64, 128)]
+OURS, DEFAULT, CUSTOM = "jaxsoftjac", "jax.nn", "jax.nn, custom_jvp"
+
+
+def row_sum(a: jax.Array) -> jax.Array:
+    return jnp.sum(a, axis=-1, keepdims=True)
+
+
+def textbook(v: jax.Array, s: jax.Array) -> jax.Array:
+    return s * (v - row_sum(s * v))
+
+
+def two_centrings(v: jax.Array, s: jax.Array) -> jax.Array:
+    w = s * (v - row_sum(s * v))
+    return w - s * row_sum(w)
+
+
+def three_centrings(v: jax.Array, s: jax.Array) -> jax.Array:
+    return two_centrings(v - row_sum(s * v), s)
+
+
+def with_product(product: Callable) -> Callable:
+    def forward_and_vjp(x, g):
+        unnormalised = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
+        sigma = unnormalised / row_sum(unnormalised)
+        return sigma, product(g, sigma)
+
+    return forward_and_vjp
+
+
+def with_vjp(softmax: Callable, custom_jvp: bool = False) -> Callable:
+    def forward_and_vjp(x, g):
+        with jax.softmax_custom_jvp(custom_jvp):
+            sigma, pullback = jax.vjp(softmax, x)
+            return sigma, pullback(g)[0]
+
+    return forward_and_vjp
+
+
+CONTESTANTS = {
+    OURS: with_vjp(jsj.softmax),
+    DEFAULT: with_vjp(jax.nn.softmax),
+    CUSTOM: with_vjp(jax.nn.softmax, custom_jvp=True),
+    "textbook product": with_product(textbook),
+    "two centrings": with_product(two_centrings),
+    "three centrings": with_product(three_centrings),
+    "softmax_vjp": with_product(jsj.softmax_vjp),
+}
+
+
+def with_torch(torch: Any) -> Callable:
+    torch.set_num_threads(os.cpu_count() or 1)
+
+    def forward_and_vjp(x, g):
+        x = torch.from_numpy(np.array(x)).requires_grad_()
+        g = torch.from_numpy(np.array(g))
+
+        def call():
+            sigma = torch.softmax(x, -1)
+            return sigma.detach().numpy(), torch.autograd.grad(sigma, x, g)[0].numpy()
+
+        return call
+
+    return forward_and_vjp
+
+
+def reference(x: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Jv in long double: measured from the top class, whose entry is minus the others' sum."""
+    x, v = x.astype(np.longdouble), v.astype(np.longdouble)
+    top = x.argmax(-1)[:, None]
+    sigma = np.exp(x - np.take_along_axis(x, top, -1))
+    sigma /= sigma.sum(-1, keepdims=True)
+    d = v - np.take_along_axis(v, top, -1)
+    w = sigma * (d - (sigma * d).sum(-1, keepdims=True))
+    np.put_along_axis(w, top, 0, -1)
+    np.put_along_axis(w, top, -w.sum(-1, keepdims=True), -1)
+    return w
+
+
+def accuracy_rows(K: int, gap: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    x, v = random.normal(size=(2, 64, K))
+    x[:, 0] += gap + (4 if gap else 0)
+    return x.astype(np.float32), (v + offset).astype(np.float32)
+
+
+def accuracy(report: Report, calls: dict[str, Callable], gaps: tuple, sizes: tuple) -> None:
+    offsets = (0.0, 1e3, 1e5)
+    rows, worst = [], dict.fromkeys(calls, 0.0)
+    for K in sizes:
+        for gap in gaps:
+            cells = []
+            for name, call in calls.items():
+                error = 0.0
+                for offset in offsets:
+                    x, v = accuracy_rows(K, gap, offset)
+                    expected = reference(x, v)
+                    actual = np.asarray(call(x, v)[1], np.longdouble)
+                    off = np.abs(actual - expected).sum(-1) / np.abs(expected).sum(-1)
+                    error = max(error, float(off.max()))
+                cells.append(f"{error:.0e}")
+                worst[name] = max(worst[name], error)
+            rows.append([f"K = {K}, gap {gap}", *cells])
+    rows.append(["worst", *(f"{worst[name]:.0e}" for name in calls)])
+    report.add("Error of the VJP, ‖err‖₁/‖Jv‖₁, worst of offsets 0, 1e3, 1e5", ["", *calls], rows)
+    report.claims.append(Claim("worst relative error of the VJP", 128 * 2.0**-24, worst[OURS]))
+
+
+def speed(report: Report, shapes: list, rounds: int, torch: Any) -> None:
+    names = [*CONTESTANTS, *(["torch"] if torch else []), "add of the same bytes"]
+    over_default: dict[str, list] = {name: [] for name in names}
+    over_custom = []
+    rows = []
+    for shape in shapes:
+        keys = jax.random.split(jax.random.key(0))
+        x = 3 * jax.random.normal(keys[0], shape, jnp.float32)
+        g = jax.random.normal(keys[1], shape, jnp.float32)
+        expected = reference(np.asarray(x[:2]), np.asarray(g[:2]))
+        calls: dict[str, Callable] = {}
+        for name, function in CONTESTANTS.items():
+            calls[name] = functools.partial(jax.jit(function), x, g)
+            check_agreement(name, calls[name]()[1][:2], expected, 1e-2)
+        if torch:
+            calls["torch"] = with_torch(torch)(x, g)
+        # Logits and cotangent are read, σ and gradient written: two reads and two writes.
+        calls["add of the same bytes"] = functools.partial(
+            jax.jit(lambda x, g: (x + g, x - g)), x, g
+        )
+        times = time_in_turn(calls, rounds)
+        ratios = {name: ratio(times[name], times[DEFAULT]) for name in names}
+        for name in names:
+            over_default[name].append(ratios[name].median)
+        over_custom.append(ratio(times[OURS], times[CUSTOM]).median)
+        rows.append([str(shape), *(str(ratios[name]) for name in names if name != DEFAULT)])
+    others = [name for name in names if name != DEFAULT]
+    means = {name: geometric_mean(over_default[name]) for name in names}
+    rows.append(["geometric mean", *(f"{means[name]:.2f}" for name in others)])
+    report.add("Time of forward and VJP over jax.nn.softmax's, [quartiles]", ["", *others], rows)
+    report.claims += [
+        Claim("softmax forward + VJP over jax.nn's", 1.25, means[OURS]),
+        Claim("the same, jax_softmax_custom_jvp on", 1.25, geometric_mean(over_custom)),
+    ]
+
+
+def residuals(report: Report) -> None:
+    def kept(softmax: Callable, dtype: str, custom_jvp: bool = False) -> str:
+        x = jnp.ones((8, 128), dtype)
+        with jax.softmax_custom_jvp(custom_jvp):
+            leaves = jax.tree.leaves(jax.vjp(softmax, x)[1])
+        large = [a for a in leaves if a.size >= x.size]
+        return f"{len(large)} array(s), {sum(a.nbytes for a in leaves) / x.size:.2f} B"
+
+    rows = [
+        [
+            dtype,
+            kept(jsj.softmax, dtype),
+            kept(jax.nn.softmax, dtype),
+            kept(jax.nn.softmax, dtype, custom_jvp=True),
+        ]
+        for dtype in ("float32", "bfloat16")
+    ]
+    report.add("Kept for the VJP, bytes per logit (K = 128)", ["", OURS, DEFAULT, CUSTOM], rows)
+
+
+def run(quick: bool) -> Report:
+    """Accuracy, then speed, then memory."""
+    report = Report("functions")
+    torch = optional_peer("torch", report)
+    calls = {name: jax.jit(function) for name, function in CONTESTANTS.items()}
+    if torch:
+        calls["torch"] = lambda x, v: with_torch(torch)(x, v)()
+    accuracy(report, calls, *(((0, 20), (16,)) if quick else ((0, 8, 14, 20, 30), (16, 1024))))
+    speed(report, QUICK_SHAPES if quick else SHAPES, 3 if quick else 31, torch)
+    residuals(report)
+    return report
