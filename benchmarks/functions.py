@@ -194,7 +194,7 @@ def run(quick: bool) -> Report:
     """Accuracy, then speed, then memory."""
     report = Report("functions")
     torch = optional_peer("torch", report)
-    calls = {name: jax.jit(function) for name, function in CONTESTANTS.items()}
+    calls: dict[str, Callable] = {name: jax.jit(f) for name, f in CONTESTANTS.items()}
     if torch:
         calls["torch"] = lambda x, v: with_torch(torch)(x, v)()
     accuracy(report, calls, *(((0, 20), (16,)) if quick else ((0, 8, 14, 20, 30), (16, 1024))))

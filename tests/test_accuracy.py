@@ -1,4 +1,4 @@
-"""float32 accuracy on a grid of gap × offset × K × modes, against long double; -s prints the worst."""
+"""float32 accuracy on a grid of gap × offset × K × modes; `pytest -s` prints the worst cases."""
 
 import jax
 import jax.numpy as jnp
