@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import allocator
 
-SUBJECTS = ("functions", "dense")
+SUBJECTS = ("functions", "dense", "losses")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

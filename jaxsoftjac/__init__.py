@@ -1,13 +1,17 @@
 """The derivatives of softmax in JAX: exact, structured, in every mode and to every order."""
 
+from jaxsoftjac.dense import cross_entropy_hessian as cross_entropy_hessian
 from jaxsoftjac.dense import log_softmax_jacobian as log_softmax_jacobian
 from jaxsoftjac.dense import softmax_hessian as softmax_hessian
 from jaxsoftjac.dense import softmax_jacobian as softmax_jacobian
 from jaxsoftjac.diagnostics import probe_jacobian_properties as probe_jacobian_properties
 from jaxsoftjac.diagnostics import verify_jacobian_properties as verify_jacobian_properties
+from jaxsoftjac.divergences import entropy as entropy
+from jaxsoftjac.divergences import kl_divergence as kl_divergence
 from jaxsoftjac.functions import log_softmax as log_softmax
 from jaxsoftjac.functions import logsumexp as logsumexp
 from jaxsoftjac.functions import softmax as softmax
+from jaxsoftjac.losses import cross_entropy as cross_entropy
 from jaxsoftjac.products import log_softmax_jvp as log_softmax_jvp
 from jaxsoftjac.products import log_softmax_vjp as log_softmax_vjp
 from jaxsoftjac.products import softmax_jvp as softmax_jvp

@@ -24,6 +24,11 @@ def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in its working dtype."""
+    return x.astype(working_dtype(x.dtype))
+
+
 def canonical_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of distinct axes in 0 … ndim − 1; None is all of them."""
     if axis is None:

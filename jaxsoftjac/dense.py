@@ -12,10 +12,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, working_dtype
-from jaxsoftjac.functions import log_softmax, softmax
+from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
+from jaxsoftjac.functions import log_softmax, logsumexp_rows, softmax
+from jaxsoftjac.losses import examples, target_mass
+from jaxsoftjac.products import Rows
+
+_LAST = Rows((-1,))
 
 
 def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -78,6 +83,53 @@ def softmax_hessian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = Non
     return hessian.astype(dtype)
 
 
+def cross_entropy_hessian(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int | None = None,
+) -> jax.Array:
+    """Hessian of `cross_entropy` in the logits: (Σt + 2z·logsumexp)·J + 2z·σσᵀ, z = z_loss.
+
+    Without `z_loss` it is J for every label: symmetric and positive semi-definite at any gap.
+
+    Cost: O(K²) per example. A product with it needs O(K): `jax.jvp` of `jax.grad`.
+
+    Args:
+        logits: as for `cross_entropy`.
+        labels: as for `cross_entropy`.
+        axis: the class axis, moved last twice.
+        where: as for `cross_entropy`.
+        label_smoothing: as for `cross_entropy`.
+        z_loss: as for `cross_entropy`.
+        ignore_index: label whose examples have Hessian 0.
+
+    Returns:
+        Array [..., K, K]; NaN for a label out of range.
+
+    Raises:
+        TypeError: as `cross_entropy`.
+        ValueError: as `cross_entropy`.
+    """
+    x, labels, ignored, rows, mixture = examples(
+        logits, labels, axis, where, label_smoothing, z_loss, ignore_index
+    )
+    sigma, complement, _, dtype = _probabilities(x, axis, None)
+    mass = lax.squeeze(target_mass(x, labels, rows, mixture), rows.axes)[..., None, None]
+    hessian = mass * _jacobian(sigma, complement)
+    if z_loss:
+        log_normaliser = lax.squeeze(logsumexp_rows(wide(x), rows), rows.axes)[..., None, None]
+        outer = sigma[..., :, None] * sigma[..., None, :]
+        hessian = hessian + 2 * z_loss * (log_normaliser * _jacobian(sigma, complement) + outer)
+    if ignore_index is not None:
+        hessian = jnp.where(lax.squeeze(ignored, rows.axes)[..., None, None], 0, hessian)
+    return hessian.astype(dtype)
+
+
 def _jacobian(sigma: jax.Array, complement: jax.Array) -> jax.Array:
     diagonal = (sigma * complement)[..., None]
     return jnp.where(_eye(sigma), diagonal, -(sigma[..., :, None] * sigma[..., None, :]))
@@ -98,14 +150,14 @@ def _probabilities(
     """σ and 1 − σ with the classes last, which of them are kept, and the dtype to return."""
     x = as_real("x", x)
     axes = canonical_axes(axis, x.ndim)
-    kept = x != -jnp.inf
     where = broadcast_where(where, x.shape)
-    if where is not None:
-        kept = kept & where
-    rows, kept = (_classes_last(a, axes) for a in (x.astype(working_dtype(x.dtype)), kept))
+    kept = x if where is None else jnp.where(where, x, -jnp.inf)
+    logits = _classes_last(kept.astype(working_dtype(x.dtype)), axes)
+    kept = logits != -jnp.inf
+    alive = _LAST.max(logits) != -jnp.inf
     # 1 − σ = −expm1(log σ): exact for the top class too, where the subtraction would cancel.
-    complement = -jnp.expm1(log_softmax(rows, where=kept))
-    return softmax(rows, where=kept), complement, kept, x.dtype
+    sigma, log_sigma = (jnp.where(alive, f(logits), 0) for f in (softmax, log_softmax))
+    return sigma, -jnp.expm1(log_sigma), kept, x.dtype
 
 
 def _classes_last(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:

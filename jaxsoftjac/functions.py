@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, working_dtype
-from jaxsoftjac.products import Axes, centre, guarded, row_sum, softmax_product
+from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
+from jaxsoftjac.products import Rows, centre, guarded, softmax_product, twice_positive
 
 
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -42,7 +42,7 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
         TypeError: `x` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range or named twice, or `where` does not broadcast to `x`.
     """
-    return _masked(_softmax, x, axis, where, fill=0)
+    return _masked(softmax_rows, x, axis, where, fill=0)
 
 
 def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -53,7 +53,7 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
 
     Cost, arguments and errors as for `softmax`.
     """
-    return _masked(_log_softmax, x, axis, where, fill=-jnp.inf)
+    return _masked(log_softmax_rows, x, axis, where, fill=-jnp.inf)
 
 
 def logsumexp(
@@ -92,7 +92,7 @@ def logsumexp(
         return jax.nn.logsumexp(x, axes, b, keepdims, return_sign, where)
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
-    value = _logsumexp(x, axes)
+    value = logsumexp_rows(x, Rows(axes))
     value = value if keepdims else lax.squeeze(value, axes)
     if not return_sign:
         return value
@@ -101,7 +101,7 @@ def logsumexp(
 
 
 def _masked(
-    function: Callable[[jax.Array, Axes], jax.Array],
+    function: Callable[[jax.Array, Rows], jax.Array],
     x: ArrayLike,
     axis: Axis,
     where: ArrayLike | None,
@@ -112,8 +112,8 @@ def _masked(
     axes = canonical_axes(axis, x.ndim)
     where = broadcast_where(where, x.shape)
     if where is None:
-        return function(x, axes)
-    return jnp.where(where, function(jnp.where(where, x, -jnp.inf), axes), fill)
+        return function(x, Rows(axes))
+    return jnp.where(where, function(jnp.where(where, x, -jnp.inf), Rows(axes)), fill)
 
 
 # The three functions on checked input. Each rule's value comes from the function itself, not from
@@ -121,113 +121,108 @@ def _masked(
 # linear programs run under `jax.checkpoint`, so that a linearisation keeps one array of the logits'
 # size and nothing computed from it.
 
-_linear = partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
+linear = partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _softmax(x: jax.Array, axes: Axes) -> jax.Array:
-    return _softmax_reverse(x, axes)
+def softmax_rows(x: jax.Array, rows: Rows) -> jax.Array:
+    """`softmax` of checked input."""
+    return _softmax_reverse(x, rows)
 
 
-@_softmax.defjvp
-def _(axes, primals, tangents):
-    sigma, pullback = jax.vjp(lambda x: _softmax_reverse(x, axes), *primals)
+@softmax_rows.defjvp
+def _(rows, primals, tangents):
+    sigma, pullback = jax.vjp(lambda x: _softmax_reverse(x, rows), *primals)
     return sigma, *pullback(*tangents)  # J = Jᵀ: the pullback is the pushforward
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax_reverse(x: jax.Array, axes: Axes) -> jax.Array:
-    row = _wide(x)
-    unnormalised = jnp.exp(row - _row_max(row, axes))
-    return (unnormalised / row_sum(unnormalised, axes)).astype(x.dtype)
+def _softmax_reverse(x: jax.Array, rows: Rows) -> jax.Array:
+    row = wide(x)
+    unnormalised = jnp.exp(row - rows.max(row))
+    return (unnormalised / rows.sum(unnormalised)).astype(x.dtype)
 
 
-def _softmax_forward(x, axes):
-    sigma = _softmax(x, axes)
-    return sigma, (_unrounded(sigma, x), _is_alive(x, axes))
+def _softmax_forward(x, rows):
+    sigma = softmax_rows(x, rows)
+    return sigma, (_unrounded(sigma, x), is_alive(x, rows))
 
 
-def _softmax_backward(axes, residuals, g):
-    return (_softmax_pullback(g, *residuals, axes),)
+def _softmax_backward(rows, residuals, g):
+    return (_softmax_pullback(g, *residuals, rows),)
 
 
 _softmax_reverse.defvjp(_softmax_forward, _softmax_backward)
 
 
-@_linear
-def _softmax_pullback(g, kept, alive, axes):
-    sigma = kept if _is_wide(kept) else _softmax(_wide(kept), axes)
-    product = softmax_product(jnp.where(alive, _wide(g), 0), sigma, axes)
+@linear
+def _softmax_pullback(g, kept, alive, rows):
+    sigma = kept if _is_wide(kept) else softmax_rows(wide(kept), rows)
+    product = softmax_product(jnp.where(alive, wide(g), 0), sigma, rows)
     return jnp.where(alive, product, 0).astype(g.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _log_softmax(x: jax.Array, axes: Axes) -> jax.Array:
-    row = _wide(x)
-    depth = row - _row_max(row, axes)
-    return (depth - jnp.log1p(_rest(depth, axes))).astype(x.dtype)
+def log_softmax_rows(x: jax.Array, rows: Rows) -> jax.Array:
+    """`log_softmax` of checked input."""
+    row = wide(x)
+    depth = row - rows.max(row)
+    return (depth - jnp.log1p(rest_of_sum(depth, rows))).astype(x.dtype)
 
 
-@_log_softmax.defjvp
-def _(axes, primals, tangents):
+@log_softmax_rows.defjvp
+def _(rows, primals, tangents):
     (x,), (tangent,) = primals, tangents
-    log_sigma = _log_softmax(x, axes)
-    kept, alive = _unrounded(log_sigma, x), _is_alive(x, axes)
-    return log_sigma, _log_softmax_pushforward(tangent, kept, alive, axes)
+    log_sigma = log_softmax_rows(x, rows)
+    kept, alive = _unrounded(log_sigma, x), is_alive(x, rows)
+    return log_sigma, _log_softmax_pushforward(tangent, kept, alive, rows)
 
 
-@_linear
-def _log_softmax_pushforward(tangent, kept, alive, axes):
-    log_sigma = kept if _is_wide(kept) else _log_softmax(_wide(kept), axes)
+@linear
+def _log_softmax_pushforward(tangent, kept, alive, rows):
+    log_sigma = kept if _is_wide(kept) else log_softmax_rows(wide(kept), rows)
     moves = alive & (log_sigma != -jnp.inf)
-    centred = centre(jnp.where(moves, _wide(tangent), 0), jnp.exp(log_sigma), axes)
+    centred = centre(jnp.where(moves, wide(tangent), 0), jnp.exp(log_sigma), rows)
     return jnp.where(moves, centred, 0).astype(tangent.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _logsumexp(x: jax.Array, axes: Axes) -> jax.Array:
-    row = _wide(x)
-    top = _row_max(row, axes)
+def logsumexp_rows(x: jax.Array, rows: Rows) -> jax.Array:
+    """`logsumexp` of checked input, the summed axes kept."""
+    row = wide(x)
+    top = rows.max(row)
     finite_top = jnp.where(jnp.isfinite(top), top, 0)
-    value = finite_top + jnp.log1p(_rest(row - finite_top, axes))
+    value = finite_top + jnp.log1p(rest_of_sum(row - finite_top, rows))
     return jnp.where(jnp.isfinite(top), value, top).astype(x.dtype)
 
 
-@_logsumexp.defjvp
-def _(axes, primals, tangents):
+@logsumexp_rows.defjvp
+def _(rows, primals, tangents):
     (x,), (tangent,) = primals, tangents
-    return _logsumexp(x, axes), _logsumexp_pushforward(tangent, x, _is_alive(x, axes), axes)
+    return logsumexp_rows(x, rows), _logsumexp_pushforward(tangent, x, is_alive(x, rows), rows)
 
 
-@_linear
-def _logsumexp_pushforward(tangent, x, alive, axes):
-    sigma = jnp.where(alive, _softmax(_wide(x), axes), 0)
-    return row_sum(sigma * guarded(_wide(tangent), sigma), axes).astype(tangent.dtype)
+@linear
+def _logsumexp_pushforward(tangent, x, alive, rows):
+    sigma = jnp.where(alive, softmax_rows(wide(x), rows), 0)
+    return rows.sum(sigma * guarded(wide(tangent), sigma)).astype(tangent.dtype)
 
 
-def _row_max(x: jax.Array, axes: Axes) -> jax.Array:
-    return lax.stop_gradient(jnp.max(x, axis=axes, keepdims=True, initial=-jnp.inf))
-
-
-def _rest(depth: jax.Array, axes: Axes) -> jax.Array:
+def rest_of_sum(depth: jax.Array, rows: Rows) -> jax.Array:
     """Σ exp(depth) without one top entry, for depth ≤ 0 with top 0: 1 + rest is the whole sum.
 
     The top entries are those whose exponential rounds to 1; arithmetic finds them, because a
     compare would leave the compilers' vectorised reductions.
     """
     unnormalised = jnp.exp(depth)
-    scale = 2 / jnp.finfo(depth.dtype).eps
-    at_top = jnp.maximum(unnormalised * scale - (scale - 1), 0)
-    return row_sum(unnormalised - at_top, axes) + (row_sum(at_top, axes) - 1)
+    scale = 1 / float(jnp.finfo(depth.dtype).eps)
+    at_top = twice_positive(unnormalised * scale - (scale - 0.5))
+    return rows.sum(unnormalised - at_top) + (rows.sum(at_top) - 1)
 
 
-def _is_alive(x: jax.Array, axes: Axes) -> jax.Array:
+def is_alive(x: jax.Array, rows: Rows) -> jax.Array:
     """Which rows are not all −∞: those have derivative 0 (a row with NaN keeps it)."""
-    return _row_max(x, axes) != -jnp.inf
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(working_dtype(x.dtype))
+    return rows.max(x) != -jnp.inf
 
 
 def _is_wide(x: jax.Array) -> bool:

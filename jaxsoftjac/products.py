@@ -8,6 +8,8 @@ the vector and its own transpose, so that JAX can differentiate and transpose it
 [ 0.25  -0.125 -0.125]
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,7 +17,22 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, canonical_axes, same_shape, working_dtype
 
-Axes = tuple[int, ...]
+
+class Rows(NamedTuple):
+    """Where the classes of each row are: on these axes, and on a mapped axis if they are split."""
+
+    axes: tuple[int, ...]
+    axis_name: str | None = None
+
+    def sum(self, a: jax.Array) -> jax.Array:
+        """Sum over the classes, whose axes stay with length 1."""
+        total = jnp.sum(a, axis=self.axes, keepdims=True)
+        return total if self.axis_name is None else lax.psum(total, self.axis_name)
+
+    def max(self, a: jax.Array) -> jax.Array:
+        """Maximum over the classes, a constant of differentiation; −∞ without classes."""
+        top = lax.stop_gradient(jnp.max(a, axis=self.axes, keepdims=True, initial=-jnp.inf))
+        return top if self.axis_name is None else lax.pmax(top, self.axis_name)
 
 
 def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -45,8 +62,8 @@ def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
     """
-    v, sigma, axes, dtype = _prepare("grad_output", grad_output, sigma, axis)
-    return softmax_product(v, sigma, axes).astype(dtype)
+    v, sigma, rows, dtype = _prepare("grad_output", grad_output, sigma, axis)
+    return softmax_product(v, sigma, rows).astype(dtype)
 
 
 def softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -54,8 +71,8 @@ def softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Ar
 
     The same program as `softmax_vjp`, because J = Jᵀ; see there for cost, arguments and errors.
     """
-    v, sigma, axes, dtype = _prepare("tangent", tangent, sigma, axis)
-    return softmax_product(v, sigma, axes).astype(dtype)
+    v, sigma, rows, dtype = _prepare("tangent", tangent, sigma, axis)
+    return softmax_product(v, sigma, rows).astype(dtype)
 
 
 def log_softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -78,8 +95,8 @@ def log_softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
     """
-    g, sigma, axes, dtype = _prepare("grad_output", grad_output, sigma, axis)
-    return log_softmax_pullback(g, sigma, axes).astype(dtype)
+    g, sigma, rows, dtype = _prepare("grad_output", grad_output, sigma, axis)
+    return log_softmax_pullback(g, sigma, rows).astype(dtype)
 
 
 def log_softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -87,8 +104,8 @@ def log_softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
 
     Cost: O(K). Arguments and errors as for `log_softmax_vjp`.
     """
-    v, sigma, axes, dtype = _prepare("tangent", tangent, sigma, axis)
-    return centre(v, sigma, axes).astype(dtype)
+    v, sigma, rows, dtype = _prepare("tangent", tangent, sigma, axis)
+    return centre(v, sigma, rows).astype(dtype)
 
 
 def softmax_second_derivative(
@@ -113,33 +130,33 @@ def softmax_second_derivative(
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
     """
-    u, _, axes, u_dtype = _prepare("u", u, sigma, axis)
-    v, sigma, axes, v_dtype = _prepare("v", v, sigma, axis)
-    both = guarded(centre(u, sigma, axes), sigma) * guarded(centre(v, sigma, axes), sigma)
-    return softmax_product(both, sigma, axes).astype(jnp.promote_types(u_dtype, v_dtype))
+    u, _, rows, u_dtype = _prepare("u", u, sigma, axis)
+    v, sigma, rows, v_dtype = _prepare("v", v, sigma, axis)
+    both = guarded(centre(u, sigma, rows), sigma) * guarded(centre(v, sigma, rows), sigma)
+    return softmax_product(both, sigma, rows).astype(jnp.promote_types(u_dtype, v_dtype))
 
 
-def softmax_product(v: jax.Array, sigma: jax.Array, axes: Axes) -> jax.Array:
+def softmax_product(v: jax.Array, sigma: jax.Array, rows: Rows) -> jax.Array:
     """PᵀJPv in the arrays' own dtype: linear in v and its own transpose."""
-    e = _pivot_weights(sigma, axes)
+    e = pivot_weights(sigma, rows)
     v = guarded(v, sigma)
-    d = v - row_sum(e * v, axes)
-    w = sigma * (d - row_sum(sigma * d, axes))
-    return guarded(w - e * row_sum(w, axes), sigma)
+    d = v - rows.sum(e * v)
+    w = sigma * (d - rows.sum(sigma * d))
+    return guarded(w - e * rows.sum(w), sigma)
 
 
-def centre(v: jax.Array, sigma: jax.Array, axes: Axes) -> jax.Array:
+def centre(v: jax.Array, sigma: jax.Array, rows: Rows) -> jax.Array:
     """V − ⟨σ, v⟩, from the pivot first: the log-softmax pushforward."""
-    e = _pivot_weights(sigma, axes)
-    d = v - row_sum(e * guarded(v, sigma), axes)
-    return d - row_sum(sigma * guarded(d, sigma), axes)
+    e = pivot_weights(sigma, rows)
+    d = v - rows.sum(e * guarded(v, sigma))
+    return d - rows.sum(sigma * guarded(d, sigma))
 
 
-def log_softmax_pullback(g: jax.Array, sigma: jax.Array, axes: Axes) -> jax.Array:
+def log_softmax_pullback(g: jax.Array, sigma: jax.Array, rows: Rows) -> jax.Array:
     """The transpose of `centre`: g − σΣg, its sum put back to zero."""
-    e = _pivot_weights(sigma, axes)
-    h = g - sigma * row_sum(g, axes)
-    return h - e * row_sum(h, axes)
+    e = pivot_weights(sigma, rows)
+    h = g - sigma * rows.sum(g)
+    return h - e * rows.sum(h)
 
 
 def guarded(v: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -147,12 +164,7 @@ def guarded(v: jax.Array, sigma: jax.Array) -> jax.Array:
     return jnp.where(sigma != 0, v, 0)
 
 
-def row_sum(a: jax.Array, axes: Axes) -> jax.Array:
-    """Sum over the class axes, which stay as axes of length 1."""
-    return jnp.sum(a, axis=axes, keepdims=True)
-
-
-def _pivot_weights(sigma: jax.Array, axes: Axes) -> jax.Array:
+def pivot_weights(sigma: jax.Array, rows: Rows) -> jax.Array:
     """Weights e ≥ 0, Σe = 1: one-hot at the top class, or σ where no class has more than 1/16.
 
     One arithmetic form for both, max(σ − τ, 0) normalised, because compilers vectorise that: with τ
@@ -164,19 +176,24 @@ def _pivot_weights(sigma: jax.Array, axes: Axes) -> jax.Array:
     differentiation: J does not depend on them.
     """
     sigma = lax.stop_gradient(sigma)
-    top = jnp.max(sigma, axis=axes, keepdims=True, initial=0)
+    top = jnp.maximum(rows.max(sigma), 0)
     is_peaked = jnp.clip((top - 1 / 16) * 1e30, 0, 1)
     just_below = top * (1 - float(jnp.finfo(sigma.dtype).eps) / 2)
-    excess = jnp.maximum(sigma - just_below * is_peaked, 0)
-    total = jnp.maximum(row_sum(excess, axes), float(jnp.finfo(sigma.dtype).tiny))
+    excess = twice_positive(sigma - just_below * is_peaked)
+    total = jnp.maximum(rows.sum(excess), float(jnp.finfo(sigma.dtype).tiny))
     return excess * (1 / total)
+
+
+def twice_positive(a: jax.Array) -> jax.Array:
+    """2·max(a, 0), without the constant, for which XLA's CPU kernels would store a whole array."""
+    return a + jnp.abs(a)
 
 
 def _prepare(
     name: str, v: ArrayLike, sigma: ArrayLike, axis: Axis
-) -> tuple[jax.Array, jax.Array, Axes, jnp.dtype]:
+) -> tuple[jax.Array, jax.Array, Rows, jnp.dtype]:
     v, sigma = as_real(name, v), as_real("sigma", sigma)
     same_shape(name, v, "sigma", sigma)
     dtype = jnp.promote_types(v.dtype, sigma.dtype)
     compute = working_dtype(dtype)
-    return v.astype(compute), sigma.astype(compute), canonical_axes(axis, v.ndim), dtype
+    return v.astype(compute), sigma.astype(compute), Rows(canonical_axes(axis, v.ndim)), dtype

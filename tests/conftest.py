@@ -5,5 +5,6 @@ import os
 import jax
 
 jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1").lower() in ("1", "true"))
+jax.config.update("jax_num_cpu_devices", 8)  # for the sharding tests
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

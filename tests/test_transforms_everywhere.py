@@ -13,6 +13,7 @@ from helpers import WIDE, close, plain_softmax
 
 import jaxsoftjac as jsj
 
+LABELS = np.array([0, 2, 3])
 WHERE = np.array([[True, True, False, True], [True, False, True, True], [False, True, True, True]])
 
 
@@ -30,6 +31,17 @@ def finite_log_softmax(x, axis=-1, where=None):
     """log_softmax with 0 for the −∞ of excluded classes, so that values can be compared."""
     log_sigma = jsj.log_softmax(x, axis, where)
     return log_sigma if where is None else jnp.where(where, log_sigma, 0)
+
+
+def plain_cross_entropy(x, target, smoothing, z_loss):
+    target = (1 - smoothing) * target + smoothing / target.shape[-1]
+    total = plain_logsumexp(x)
+    return jnp.sum(target * (total - x), -1) + z_loss * total[..., 0] ** 2
+
+
+def plain_kl(y, log_q):
+    log_p = plain_log_softmax(y)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
 
 
 def plain_jacobian(x):
@@ -104,6 +116,36 @@ TABLE = {
     ),
     "softmax_jacobian": (jsj.softmax_jacobian, plain_jacobian),
     "log_softmax_jacobian": (jsj.log_softmax_jacobian, plain_log_jacobian),
+    "cross_entropy": (
+        lambda x: jsj.cross_entropy(x, LABELS, label_smoothing=0.1, z_loss=0.2),
+        lambda x: plain_cross_entropy(x, jax.nn.one_hot(LABELS, 4, dtype=x.dtype), 0.1, 0.2),
+    ),
+    "cross_entropy, probabilities": (
+        lambda x: jsj.cross_entropy(x, plain_softmax(jnp.sin(x), 0), axis=0, label_smoothing=0.1),
+        lambda x: plain_cross_entropy(x.T, plain_softmax(jnp.sin(x), 0).T, 0.1, 0.0),
+    ),
+    "cross_entropy, where": (
+        lambda x: jsj.cross_entropy(x, LABELS, where=WHERE, ignore_index=2),
+        lambda x: (
+            jnp.array([1, 0, 1], x.dtype)
+            * -jnp.take_along_axis(plain_log_softmax(x, where=WHERE), LABELS[:, None], 1)[:, 0]
+        ),
+    ),
+    "entropy": (jsj.entropy, lambda x: -plain_kl(x, jnp.zeros_like(x))),
+    "kl_divergence": (
+        lambda x: jsj.kl_divergence(x, jnp.cos(x)),
+        lambda x: plain_kl(jnp.cos(x), plain_log_softmax(x)),
+    ),
+    "kl_divergence, near": (
+        lambda x: jsj.kl_divergence(jnp.cos(x), jnp.cos(x) + 0.1 * jnp.sin(x)),
+        lambda x: plain_kl(jnp.cos(x) + 0.1 * jnp.sin(x), plain_log_softmax(jnp.cos(x))),
+    ),
+    "cross_entropy_hessian": (
+        lambda x: jsj.cross_entropy_hessian(x, LABELS, label_smoothing=0.1, z_loss=0.2),
+        lambda x: jax.vmap(jax.hessian(lambda x, t: plain_cross_entropy(x, t, 0.1, 0.2)))(
+            x, jax.nn.one_hot(LABELS, 4, dtype=x.dtype)
+        ),
+    ),
     "softmax_hessian": (jsj.softmax_hessian, jax.vmap(jax.hessian(plain_softmax))),
 }
 
@@ -179,7 +221,7 @@ def test_agrees_with_autodiff_of_the_textbook(name):
         jax.tree.map(lambda a, b: close(a, b, scale=10.0), actual[way], expected[way])
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "cross_entropy"])
 def test_eager_is_as_jit(name):
     ours, _ = TABLE[name]
     x = logits()
