@@ -138,18 +138,18 @@ def _(rows, primals, tangents):
 
 
 def _surprise_at(labels, x, rows):
-    """−log σ at the label: two terms ≥ 0."""
-    top = rows.max(x)
-    return (top - _at_label(x, labels, rows)) + jnp.log1p(rest_of_sum(x - top, rows))
+    """−log σ at the label: two terms ≥ 0; +∞ at an excluded class."""
+    top, at_label = rows.max(x), _at_label(x, labels, rows)
+    surprise = (top - at_label) + jnp.log1p(rest_of_sum(x - top, rows))
+    return jnp.where(at_label == -jnp.inf, jnp.inf, surprise)
 
 
 def _at_label(x, labels, rows):
-    """X at the label: by a gather, or where that would not survive sharding, by comparison."""
+    """Logits at the labels: by a gather, or where that would not survive sharding, by comparison."""
     axis = rows.axes[0]
     if rows.axis_name is not None or jax.typeof(x).sharding.spec[axis] is not None:
         return rows.sum(jnp.where(_is_label(labels, x, rows), x, 0))
-    index = jnp.clip(labels, 0, x.shape[axis] - 1)
-    return jnp.take_along_axis(x, index, axis, mode="promise_in_bounds")
+    return jnp.take_along_axis(x, labels, axis, mode="fill", fill_value=jnp.nan)
 
 
 def _is_label(labels, x, rows):
