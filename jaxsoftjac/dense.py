@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
-from jaxsoftjac.functions import log_softmax, logsumexp_rows, softmax
+from jaxsoftjac.functions import logsumexp_rows, softmax
 from jaxsoftjac.losses import examples, target_mass
 from jaxsoftjac.products import Rows
 
@@ -26,8 +26,8 @@ _LAST = Rows((-1,))
 def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
     """Jacobian of softmax: Jᵢⱼ = ∂σᵢ/∂xⱼ = σᵢ(δᵢⱼ − σⱼ), J = diag(σ) − σσᵀ.
 
-    Symmetric to the bit; the diagonal σᵢ(1 − σᵢ) is right at any gap, because the complement comes
-    from log σᵢ and not from a subtraction.
+    Symmetric to the bit; the diagonal σᵢ(1 − σᵢ) is right at any gap, because the complement of
+    a class above 1/2 is summed over the others.
 
     Cost: O(K²) per row. A product with J needs O(K) only: `softmax_vjp`.
 
@@ -154,10 +154,15 @@ def _probabilities(
     kept = x if where is None else jnp.where(where, x, -jnp.inf)
     logits = _classes_last(kept.astype(working_dtype(x.dtype)), axes)
     kept = logits != -jnp.inf
-    alive = _LAST.max(logits) != -jnp.inf
-    # 1 − σ = −expm1(log σ): exact for the top class too, where the subtraction would cancel.
-    sigma, log_sigma = (jnp.where(alive, f(logits), 0) for f in (softmax, log_softmax))
-    return sigma, -jnp.expm1(log_sigma), kept, x.dtype
+    sigma = jnp.where(_LAST.max(logits) != -jnp.inf, softmax(logits), 0)
+    return sigma, _complement(sigma), kept, x.dtype
+
+
+def _complement(sigma: jax.Array) -> jax.Array:
+    """1 − σᵢ; for a class above 1/2, where that would cancel, the sum of the others."""
+    is_large = sigma > 0.5
+    others = _LAST.sum(jnp.where(is_large, 0, sigma))
+    return jnp.where(is_large, others, 1 - sigma)
 
 
 def _classes_last(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:
