@@ -145,7 +145,7 @@ def _surprise_at(labels, x, rows):
 
 
 def _at_label(x, labels, rows):
-    """Logits at the labels: by a gather, or where that would not survive sharding, by comparison."""
+    """Logits at the labels, by a gather or, where sharding forbids that, by comparison."""
     axis = rows.axes[0]
     if rows.axis_name is not None or jax.typeof(x).sharding.spec[axis] is not None:
         return rows.sum(jnp.where(_is_label(labels, x, rows), x, 0))
