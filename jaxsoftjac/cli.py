@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxsoftjac.logits_files import InputError, Logits, numbers, read_logits
+from jaxsoftjac.report_text import report_text, spell
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise InputError(message)
+
+    def format_help(self) -> str:
+        return spell(super().format_help(), _encoding())
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -90,7 +94,6 @@ def _inspect(args: argparse.Namespace) -> int:
     import jax  # here, so that --help and most errors do without
 
     from jaxsoftjac.inspection import inspect_logits
-    from jaxsoftjac.report_text import report_text
 
     with jax.enable_x64(args.dtype == "float64"):
         report = inspect_logits(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # A heat map of more cells than this has several to a pixel, and J takes O(K²) memory.
 _MAX_CELLS = 512
+_MOST_PROBABLE = 32  # of the classes of a wider row: nearly all that is not 0 lies among them
 _MAX_BARS = 128  # beyond, bars are narrower than a pixel and fade: draw lines of fixed width
 _BLUE, _VERMILION = "#0072B2", "#D55E00"  # of the palette of Okabe and Ito: safe for all eyes
 
@@ -31,8 +32,8 @@ _BLUE, _VERMILION = "#0072B2", "#D55E00"  # of the palette of Okabe and Ito: saf
 def plot_jacobian(x: jax.Array) -> Figure:
     """The softmax Jacobian of one row of logits in three panels.
 
-    A heat map of J = diag(σ) − σσᵀ, bars of its diagonal σᵢ(1 − σᵢ), and bars of σ. Rows wider than
-    512 show evenly spaced entries of J, each as it is: nothing is averaged and J is never formed.
+    A heat map of J = diag(σ) − σσᵀ, bars of its diagonal σᵢ(1 − σᵢ), and bars of σ. Of rows wider
+    than 512 the heat map shows the 32 most probable classes: nothing is averaged, J never formed.
 
     Args:
         x: Logits of shape [K].
@@ -84,7 +85,9 @@ def jacobian_block(sigma: jax.Array, indices: np.ndarray) -> jax.Array:
 
 def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
     width = len(sigma)
-    shown = np.unique(np.linspace(0, width - 1, min(width, _MAX_CELLS)).round().astype(int))
+    shown = np.arange(width)
+    if width > _MAX_CELLS:
+        shown = np.sort(np.argsort(-np.asarray(sigma, np.float64))[:_MOST_PROBABLE])
     block = np.asarray(jacobian_block(sigma, shown), np.float64)
     limit = np.abs(block).max() or 1.0  # a saturated σ has J = 0: any symmetric limits will do
     image = axes.imshow(
@@ -92,15 +95,18 @@ def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
         cmap="RdBu",
         vmin=-limit,
         vmax=limit,
-        extent=(-0.5, width - 0.5, width - 0.5, -0.5),
         interpolation="nearest",
     )
     figure.colorbar(image, ax=axes)
     axes.set(title="Jacobian J = diag(σ) − σσᵀ", xlabel="logit j", ylabel="probability i")
-    _thin_ticks(axes.xaxis)
-    _thin_ticks(axes.yaxis)
-    if len(shown) < width:
-        axes.set_xlabel(f"logit j ({len(shown)} of {width} shown)")
+    if len(shown) == width:
+        _thin_ticks(axes.xaxis)
+        _thin_ticks(axes.yaxis)
+    else:
+        places = np.arange(0, len(shown), 4)
+        axes.set_xticks(places, map(str, shown[places]), rotation=90)
+        axes.set_yticks(places, map(str, shown[places]))
+        axes.set_xlabel(f"logit j (the {len(shown)} most probable of {width})")
 
 
 def _bars(axes: Axes, values: np.ndarray, color: str) -> None:
@@ -115,7 +121,8 @@ def _bars(axes: Axes, values: np.ndarray, color: str) -> None:
 
 
 def _thin_ticks(axis) -> None:
-    """Whole numbers only, and at most about ten of them."""
+    """Whole numbers only, and at most about ten of them, or five where they are long."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+    few = 9 if max(axis.get_view_interval()) < 1000 else 4
+    axis.set_major_locator(MaxNLocator(nbins=few, integer=True, min_n_ticks=1))

@@ -52,6 +52,12 @@ def test_words_stand_for_symbols_that_the_terminal_lacks():
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_help_is_spelled_for_the_terminal():
+    done = run("inspect", "--help", env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "lambda_max" in done.stdout
+
+
 def test_float64_and_standard_input_as_a_process():
     done = run("inspect", "-", "--dtype", "float64", "--json", input="1;2;3 # one\n\n# two\n")
     assert (done.returncode, done.stderr) == (0, "")

@@ -44,10 +44,14 @@ def test_saves_to_png_at_any_width_with_few_ticks(tmp_path, width):
         assert len(axes.get_xticks()) <= 12
 
 
-def test_wide_rows_say_how_many_entries_are_shown():
-    matrix = plot_jacobian(jnp.linspace(-3.0, 3.0, 700)).axes[0]
-    assert "512 of 700" in matrix.get_xlabel()
-    assert matrix.images[0].get_array().shape == (512, 512)
+def test_wide_rows_show_their_most_probable_classes():
+    x = jnp.zeros(700).at[jnp.array([5, 600])].set(9.0)
+    matrix = plot_jacobian(x).axes[0]
+    assert "32 most probable of 700" in matrix.get_xlabel()
+    block = np.asarray(matrix.images[0].get_array())
+    assert block.shape == (32, 32)
+    sigma = softmax(x)
+    np.testing.assert_allclose(block.max(), sigma[5] * (1 - sigma[5]), rtol=1e-6)
 
 
 def test_jacobian_block_is_the_block_of_the_jacobian():
