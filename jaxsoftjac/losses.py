@@ -50,8 +50,8 @@ def cross_entropy(
     The target t is one-hot at an integer label, or the given probabilities; smoothing makes it
     (1 − s)·t + s/K over the kept classes. The value is a sum of terms ≥ 0 and the gradient at the
     label is minus the sum of the others: both keep their relative precision however confident the
-    prediction. The Hessian is J in every mode. One array of the logits' size is kept for the
-    derivatives: the logits.
+    prediction. Without `z_loss` the Hessian is J, in every mode. Of the logits' size, only the
+    arguments themselves are kept for the derivatives.
 
     Cost: O(K) per example, in every mode and order.
 
@@ -83,17 +83,14 @@ def cross_entropy(
     return lax.squeeze(jnp.where(ignored, 0, loss_of(x, labels, rows, mixture)), rows.axes)
 
 
-# Integer labels. What is one-hot is made where it is used, by comparison with an iota: it is never
-# kept, and unlike a gather it survives sharded classes.
+# Integer labels. What is one-hot is made where it is used, from an iota, and never kept.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _label_loss(x: jax.Array, labels: jax.Array, rows: Rows, mixture: Mixture) -> jax.Array:
     loss = (1 - mixture.label_smoothing) * _surprise_at(labels, wide(x), rows)
-    if mixture.label_smoothing:
-        loss = loss + _loss(x, jnp.zeros_like(wide(x)), rows, mixture._replace(z_loss=0.0))
-    if mixture.z_loss:
-        loss = loss + mixture.z_loss * logsumexp_rows(wide(x), rows) ** 2
+    if mixture != Mixture():
+        loss = loss + _loss(x, jnp.zeros_like(wide(x)), rows, mixture)
     return (_in_range(labels, x, rows) * loss).astype(x.dtype)
 
 

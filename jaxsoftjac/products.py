@@ -43,11 +43,11 @@ def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
     σ), at last the sum is put back to zero. In exact arithmetic P changes nothing; in float32 it
     keeps all digits of rows where the textbook form keeps none.
 
-    Cost: O(K) time and memory. Under jit on a 2-core CPU in float32, forward and VJP together take
-    1.8 times the time of jax.nn.softmax (geometric mean of five shapes; 2.5 times that with
-    jax_softmax_custom_jvp on). The textbook product takes 0.7, three centrings by σ 1.0, the pivot
-    1.1 to 1.3, and the rest are the guards against 0·∞, for which XLA's fused CPU kernels have no
-    select. `python -m benchmarks functions` prints the variants with their errors.
+    Cost: O(K) time and memory. Under jit on a 2-core CPU in float32, forward and this VJP together
+    take 1.8 to 2.1 times the time of jax.nn.softmax (geometric mean of five shapes). The textbook
+    product takes 0.8, with guards against 0·∞ 1.2, the pivot without guards 1.3. Three centrings
+    by σ take 0.95, but fail where modes have equal v. `python -m benchmarks functions` prints the
+    variants with their errors.
 
     Args:
         grad_output: cotangent of σ (gradient of a loss by σ), shape [..., K].

@@ -50,13 +50,11 @@ def test_products_keep_their_digits(name, K):
     x, v, labels = grid(K)
     expected = long_product(x, v)
     allowed = 128 * U + relative_error(jsj.softmax(x), long_softmax(x)[0])
-    spread = np.max(np.ptp(x, axis=-1))
     for how, function in (("eager", PRODUCTS[name]), ("jit", jax.jit(PRODUCTS[name]))):
         error = relative_error(function(jnp.asarray(x), jnp.asarray(v)), expected)
         worst = int(np.argmax(error))
         print(f"{name}, K = {K}, {how}: {error[worst]:.1e} at {labels[worst]}")
-        # σ of the smaller classes carries the rounding of their logits, `spread` units at most.
-        assert np.all(error <= allowed + (spread + 8) * U), labels[worst]
+        assert np.all(error <= allowed), labels[worst]
 
 
 @pytest.mark.parametrize("K", SIZES)
@@ -90,15 +88,17 @@ def test_values_are_right_componentwise(how, K):
     x, _, labels = grid(K)
     sigma, log_sigma, top = long_softmax(x)
     depth = np.abs(x - np.take_along_axis(x, top, -1)).astype(np.float64)
-    summation = np.sqrt(K)  # random-walk growth of an unordered sum
+    summation = np.sqrt(K)  # random-walk growth of an unordered sum, promised for σ alone
     for name, actual, expected, allowed in (
         ("softmax", how(jsj.softmax)(x), sigma, depth + 8 + summation),
-        ("log_softmax", how(jsj.log_softmax)(x), log_sigma, depth.max() + 16 + summation),
+        ("log_softmax", how(jsj.log_softmax)(x), log_sigma, np.ptp(x, axis=-1, keepdims=True) + 16),
     ):
         error = np.abs(np.asarray(actual, np.longdouble) / expected - 1).astype(np.float64)
+        if name == "softmax":
+            error = np.where(sigma < 1e-36, 0, error)  # nothing is promised of subnormals
         worst = np.unravel_index(np.argmax(error - allowed * U), error.shape)
         print(f"{name}, K = {K}: {error[worst] / U:.1f} u at {labels[worst[0]]}")
-        assert np.all((error <= allowed * U) | (sigma < 1e-36))
+        assert np.all(error <= allowed * U)
     total = np.asarray(how(lambda x: jsj.logsumexp(x, axis=-1))(x), np.longdouble)
     error = np.abs(total - np.log(np.exp(x.astype(np.longdouble)).sum(-1)))
     assert np.all(error <= (summation + 8) * U * (1 + np.abs(x).max()))

@@ -95,6 +95,7 @@ def test_a_wrong_matrix_is_found(monkeypatch, name):
         ("products_sum_to_zero", lambda v, Jv: Jv + 1e-2 * v),
         ("annihilates_ones", lambda v, Jv: Jv + 1e-2 * v),
         ("is_positive_semidefinite", lambda v, Jv: -Jv),
+        ("largest_eigenvalue_is_bounded", lambda v, Jv: 3 * Jv),
         ("agrees_with_autodiff", lambda v, Jv: 1.01 * Jv),
     ],
 )

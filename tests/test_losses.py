@@ -1,6 +1,7 @@
 """Cross-entropy, entropy and KL: exact in the tails, every option and edge, sharded, in models."""
 
 import functools
+import re
 
 import chex
 import equinox as eqx
@@ -42,11 +43,12 @@ def test_value_and_gradient_keep_their_digits(how, K, gap):
         value, gradient = exact_cross_entropy(row, label)
         loss = how(jax.value_and_grad(lambda x: jsj.cross_entropy(x, label)))  # noqa: B023
         v, g = loss(row)
-        allowed = (np.ptp(row) + 16 + np.sqrt(K)) * U
+        allowed = (np.ptp(row) + 16) * U
         np.testing.assert_allclose(v, value, rtol=allowed)
         normal = np.abs(gradient) > 1e-36
         np.testing.assert_allclose(np.asarray(g)[normal], gradient[normal], rtol=allowed)
-        assert abs(float(jnp.sum(g))) <= allowed * np.sum(np.abs(gradient))
+        # Each entry is rounded by itself: the sum is 0 to a few units of what is summed.
+        assert abs(np.sum(np.asarray(g, np.float64))) <= 8 * U * np.sum(np.abs(gradient))
 
 
 @pytest.mark.parametrize("gap", [0, 16, 40, 80])
@@ -57,7 +59,7 @@ def test_the_hessian_is_the_jacobian_in_every_mode(gap):
     g = jax.grad(loss)
     pushed = lambda x: jax.vmap(lambda v: jax.jvp(loss, (x,), (v,))[1])(jnp.eye(4, dtype=x.dtype))  # noqa: E731
     for H in (jax.jacfwd(g)(x), jax.jacrev(g)(x), jax.jacrev(pushed)(x), jax.jacfwd(pushed)(x)):
-        np.testing.assert_allclose(H, J, rtol=1e-4, atol=1e-6 * np.max(np.abs(J)))
+        assert np.abs(np.asarray(H) - J).sum() <= 16 * U * np.abs(J).sum()
     H = np.asarray(jsj.cross_entropy_hessian(x, 0))
     chex.assert_trees_all_equal(H, H.T, J)
     assert np.linalg.eigvalsh(H.astype(np.float64))[0] > -1e-6 * np.max(H)
@@ -253,6 +255,12 @@ def test_classes_split_over_a_mapped_axis():
     close(over_vmap[2], jsj.cross_entropy(x, labels, **options))
 
 
+def gathers_of_rows(f, *arguments):
+    """The all-gathers in the compiled program whose result holds whole rows of 64 classes."""
+    text = f.lower(*arguments).compile().as_text()
+    return [line for line in text.splitlines() if re.search(r"= \S*\b64\]\S* all-gather", line)]
+
+
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_sharded_classes_are_not_gathered(axis_type):
     mesh = jax.make_mesh(
@@ -268,11 +276,11 @@ def test_sharded_classes_are_not_gathered(axis_type):
             "entropy": lambda x, c: jnp.sum(jsj.entropy(x)),
             "kl_divergence": lambda x, c: jnp.sum(jsj.kl_divergence(x, jnp.sin(x))),
         }
+        if axis_type == "Auto":  # what the check must find
+            assert gathers_of_rows(jax.jit(lambda x: jnp.sort(x, axis=-1)), sharded)
         for loss in losses.values():
             gradient = jax.jit(jax.value_and_grad(loss))
-            compiled = gradient.lower(sharded, placed).compile()
-            gathers = [line for line in compiled.as_text().splitlines() if "all-gather" in line]
-            assert not [g for g in gathers if "64]" in g.split("=")[1][:20]]
+            assert not gathers_of_rows(gradient, sharded, placed)
             for a, b in zip(gradient(sharded, placed), gradient(x, labels), strict=True):
                 close(a, b)
 
