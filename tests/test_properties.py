@@ -8,7 +8,7 @@ import pytest
 from helpers import long_softmax, peaked_rows
 
 import jaxsoftjac as jsj
-from jaxsoftjac import diagnostics
+from jaxsoftjac import probes, properties
 
 DIAGNOSTICS = [jsj.verify_jacobian_properties, jsj.probe_jacobian_properties]
 
@@ -81,8 +81,8 @@ WRONG_MATRICES = {
 
 @pytest.mark.parametrize("name", WRONG_MATRICES)
 def test_a_wrong_matrix_is_found(monkeypatch, name):
-    right = diagnostics.softmax_jacobian
-    monkeypatch.setattr(diagnostics, "softmax_jacobian", lambda x: WRONG_MATRICES[name](right(x)))
+    right = properties.softmax_jacobian
+    monkeypatch.setattr(properties, "softmax_jacobian", lambda x: WRONG_MATRICES[name](right(x)))
     p = jsj.verify_jacobian_properties(np.array([2, 1, 0.5], np.float32))
     assert not getattr(p, name)
     assert not p.all_hold
@@ -100,8 +100,8 @@ def test_a_wrong_matrix_is_found(monkeypatch, name):
     ],
 )
 def test_a_wrong_product_is_found(monkeypatch, name, wrong):
-    right = diagnostics.softmax_vjp
-    monkeypatch.setattr(diagnostics, "softmax_vjp", lambda v, s: wrong(v, right(v, s)))
+    right = probes.softmax_vjp
+    monkeypatch.setattr(probes, "softmax_vjp", lambda v, s: wrong(v, right(v, s)))
     p = jsj.probe_jacobian_properties(np.array([2, 1, 0.5], np.float32))
     assert not getattr(p, name)
     assert not p.all_hold

@@ -1,0 +1,214 @@
+"""The properties of J = diag(σ) − σσᵀ, verified on its dense matrix: for teaching and for small K.
+
+Why they hold, with E and Var taken under σ:
+
+- J = Jᵀ, for σᵢσⱼ = σⱼσᵢ.
+- J·1 = 0 and 1ᵀJ = 0, for Σⱼ σᵢ(δᵢⱼ − σⱼ) = σᵢ − σᵢ·Σσ = 0: probabilities keep their sum.
+- vᵀJv = Σσᵢvᵢ² − (Σσᵢvᵢ)² = Var[v] ≥ 0: J is positive semi-definite.
+- Var[v] = 0 only where v is constant (all σᵢ > 0), so that J·v = 0 only there: rank K − 1.
+- λ_max = max Var[v] over ‖v‖ = 1, and Var[v] ≤ (max v − min v)²/4 ≤ ‖v‖²/2 (Popoviciu): λ_max is
+  at most 1/2, at σ = (½, ½). The 1/4 that is often written bounds the diagonal σᵢ(1 − σᵢ).
+
+>>> import jax.numpy as jnp
+>>> bool(verify_jacobian_properties(jnp.array([2.0, 1.0, 0.5, -0.5])).all_hold)
+True
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxsoftjac._checks import as_real, working_dtype
+from jaxsoftjac.dense import softmax_jacobian
+from jaxsoftjac.functions import softmax
+from jaxsoftjac.products import softmax_vjp
+
+Measurements = TypeVar("Measurements")
+
+
+class JacobianProperties(NamedTuple):
+    """What `verify_jacobian_properties` measured, one entry per row of logits.
+
+    Errors are absolute; a property holds when its error is within `tolerance`.
+
+    Attributes:
+        tolerance: 4Ku·λ_max, u the unit roundoff: what float arithmetic can promise for this row.
+        symmetry_error: max |Jᵢⱼ − Jⱼᵢ|.
+        row_sum_error: max |Σⱼ Jᵢⱼ|.
+        column_sum_error: max |Σᵢ Jᵢⱼ|.
+        eigenvalues: eigenvalues of J, ascending, [..., K].
+        smallest_eigenvalue: λ_min, 0 in exact arithmetic.
+        largest_eigenvalue: λ_max, at most 1/2.
+        rank: number of eigenvalues above `tolerance`.
+        expected_rank: K − 1, the rank in exact arithmetic.
+        smallest_numerical_rank: least rank above `tolerance` that interlacing allows (ascending,
+            σ₍ᵢ₎ ≤ λᵢ₊₁ ≤ σ₍ᵢ₊₁₎); below K − 1 on peaked rows, whose numerical rank is smaller.
+        largest_numerical_rank: greatest rank that interlacing allows above `tolerance`.
+        null_vector_error: max |J·1|, by the O(K) product.
+        diagonal_error: max |Jᵢᵢ − σᵢ(1 − σᵢ)|.
+        largest_eigenvalue_lower_bound: K/(K−1)·max σᵢ(1−σᵢ), or the second largest σ if greater.
+        largest_eigenvalue_upper_bound: min(2 max σᵢ(1−σᵢ), max σ, 1 − ‖σ‖²), at most 1/2.
+        jacfwd_error: max |J − jacfwd(softmax)|.
+        jacrev_error: max |J − jacrev(softmax)|.
+        is_symmetric: J = Jᵀ.
+        rows_sum_to_zero: Σⱼ Jᵢⱼ = 0.
+        columns_sum_to_zero: Σᵢ Jᵢⱼ = 0.
+        is_positive_semidefinite: λ_min ≥ 0.
+        rank_is_expected: the rank lies between the two numerical ranks.
+        annihilates_ones: J·1 = 0.
+        diagonal_matches: Jᵢᵢ = σᵢ(1 − σᵢ).
+        largest_eigenvalue_is_bounded: λ_max lies within its bounds, and under 1/2.
+        agrees_with_autodiff: J = jacfwd = jacrev.
+        all_hold: all of the above.
+    """
+
+    tolerance: jax.Array
+    symmetry_error: jax.Array
+    row_sum_error: jax.Array
+    column_sum_error: jax.Array
+    eigenvalues: jax.Array
+    smallest_eigenvalue: jax.Array
+    largest_eigenvalue: jax.Array
+    rank: jax.Array
+    expected_rank: jax.Array
+    smallest_numerical_rank: jax.Array
+    largest_numerical_rank: jax.Array
+    null_vector_error: jax.Array
+    diagonal_error: jax.Array
+    largest_eigenvalue_lower_bound: jax.Array
+    largest_eigenvalue_upper_bound: jax.Array
+    jacfwd_error: jax.Array
+    jacrev_error: jax.Array
+    is_symmetric: jax.Array
+    rows_sum_to_zero: jax.Array
+    columns_sum_to_zero: jax.Array
+    is_positive_semidefinite: jax.Array
+    rank_is_expected: jax.Array
+    annihilates_ones: jax.Array
+    diagonal_matches: jax.Array
+    largest_eigenvalue_is_bounded: jax.Array
+    agrees_with_autodiff: jax.Array
+    all_hold: jax.Array
+
+
+def verify_jacobian_properties(x: ArrayLike) -> JacobianProperties:
+    """The properties of the softmax Jacobian, measured on its dense matrix.
+
+    Symmetric, rows and columns sum to 0, positive semi-definite, rank K − 1, J·1 = 0,
+    Jᵢᵢ = σᵢ(1 − σᵢ), λ_max ≤ 1/2 (1/4 bounds the diagonal, not the eigenvalues: K = 2, σ = (½, ½)
+    has the eigenvalue ½), and equal to what autodiff gives.
+
+    Cost: O(K³) per row; for wide rows there is `probe_jacobian_properties`.
+
+    Args:
+        x: logits [..., K], K ≥ 1; float16 and bfloat16 are measured in float32.
+
+    Returns:
+        Measurements and one boolean per property, of shape [...].
+
+    Raises:
+        TypeError: `x` is boolean or complex.
+        ValueError: `x` has no class axis or no classes.
+    """
+    return over_rows(_verify_row, x)
+
+
+def _verify_row(x: jax.Array) -> JacobianProperties:
+    sigma, J, ones = softmax(x), softmax_jacobian(x), jnp.ones_like(x)
+    eigenvalues = jnp.linalg.eigvalsh(J)
+    tolerance = rounding_tolerance(eigenvalues[-1], x)
+    ascending = jnp.sort(sigma)
+    lower, upper = largest_eigenvalue_bounds(sigma)
+    measured = {
+        # Compared before it is subtracted: compilers contract σᵢσⱼ − σⱼσᵢ into a multiply-add.
+        "symmetry_error": largest(jnp.where(J == J.T, 0, J - J.T)),
+        "row_sum_error": largest(J.sum(axis=1)),
+        "column_sum_error": largest(J.sum(axis=0)),
+        "null_vector_error": largest(softmax_vjp(ones, sigma)),
+        "diagonal_error": largest(jnp.diag(J) - sigma * complement(sigma)),
+        "jacfwd_error": largest(J - jax.jacfwd(softmax)(x)),
+        "jacrev_error": largest(J - jax.jacrev(softmax)(x)),
+    }
+    within = {name: error <= tolerance for name, error in measured.items()}
+    rank = jnp.sum(eigenvalues > tolerance)
+    # An eigenvalue may err by half the tolerance on either side of it.
+    ranks = jnp.sum(ascending[:-1] > 1.5 * tolerance), jnp.sum(ascending[1:] > 0.5 * tolerance)
+    properties = {
+        "is_symmetric": within["symmetry_error"],
+        "rows_sum_to_zero": within["row_sum_error"],
+        "columns_sum_to_zero": within["column_sum_error"],
+        "is_positive_semidefinite": eigenvalues[0] >= -tolerance,
+        "rank_is_expected": (ranks[0] <= rank) & (rank <= ranks[1]),
+        "annihilates_ones": within["null_vector_error"],
+        "diagonal_matches": within["diagonal_error"],
+        "largest_eigenvalue_is_bounded": (lower - tolerance <= eigenvalues[-1])
+        & (eigenvalues[-1] <= jnp.minimum(upper, 0.5) + tolerance),
+        "agrees_with_autodiff": within["jacfwd_error"] & within["jacrev_error"],
+    }
+    return JacobianProperties(
+        tolerance=tolerance,
+        eigenvalues=eigenvalues,
+        smallest_eigenvalue=eigenvalues[0],
+        largest_eigenvalue=eigenvalues[-1],
+        rank=rank,
+        expected_rank=jnp.asarray(x.size - 1),
+        smallest_numerical_rank=ranks[0],
+        largest_numerical_rank=ranks[1],
+        largest_eigenvalue_lower_bound=lower,
+        largest_eigenvalue_upper_bound=upper,
+        **measured,
+        **properties,
+        all_hold=all_hold(properties),
+    )
+
+
+def over_rows(measure: Callable[[jax.Array], Measurements], x: ArrayLike) -> Measurements:
+    """`measure` of each row of logits, in the shape of the batch."""
+    x = as_real("x", x)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"`x` must have shape [..., K] with K ≥ 1, got {x.shape}")
+    rows = x.astype(working_dtype(x.dtype)).reshape(-1, x.shape[-1])
+    measured = jax.vmap(measure)(rows)
+    return jax.tree.map(lambda a: a.reshape(x.shape[:-1] + a.shape[1:]), measured)
+
+
+def largest_eigenvalue_bounds(sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bounds of λ_max that cost O(K) and do not cancel on a peaked row."""
+    K = sigma.size
+    if K == 1:
+        return jnp.zeros_like(sigma[0]), jnp.zeros_like(sigma[0])
+    diagonal = sigma * complement(sigma)
+    second = jnp.max(jnp.where(is_top(sigma), 0, sigma))
+    lower = jnp.maximum(K / (K - 1) * jnp.max(diagonal), second)
+    upper = jnp.minimum(2 * jnp.max(diagonal), jnp.max(sigma))
+    return lower, jnp.minimum(upper, jnp.sum(diagonal))
+
+
+def complement(sigma: jax.Array) -> jax.Array:
+    """1 − σᵢ; for the top class the sum of the others, which does not cancel."""
+    others = jnp.sum(jnp.where(is_top(sigma), 0, sigma))
+    return jnp.where(is_top(sigma), others, 1 - sigma)
+
+
+def is_top(sigma: jax.Array) -> jax.Array:
+    """Where the most probable class is, the first of equals."""
+    return jnp.arange(sigma.size) == jnp.argmax(sigma)
+
+
+def rounding_tolerance(scale: jax.Array, x: jax.Array) -> jax.Array:
+    """4Ku·scale: what sums of K terms of that size can promise."""
+    info = jnp.finfo(x.dtype)
+    return 4 * x.size * jnp.maximum(float(info.eps) / 2 * scale, float(info.tiny))
+
+
+def largest(error: jax.Array) -> jax.Array:
+    """The largest magnitude."""
+    return jnp.max(jnp.abs(error))
+
+
+def all_hold(properties: dict[str, jax.Array]) -> jax.Array:
+    """Whether every property holds."""
+    return jnp.all(jnp.stack(list(properties.values())))
