@@ -196,7 +196,7 @@ def _lengths(name: str, lengths: ArrayLike | None, lead: tuple[int, ...]) -> jax
         raise TypeError(f"`{name}` must be integers, got dtype {lengths.dtype.name}")
     if lengths.shape != lead:
         raise ValueError(f"`{name}` must have shape {lead}, got {lengths.shape}")
-    return lengths[..., None, None, None]
+    return lengths.astype(jnp.result_type(int))[..., None, None, None]
 
 
 def _require_positive(**options: float | None) -> None:

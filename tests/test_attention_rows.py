@@ -65,9 +65,9 @@ def test_the_masks_are_those_of_jax():
         "is_causal": True,
         "local_window_size": (2, 0),
         "key_value_seq_lengths": np.array([3, 6], np.int32),
-        "scale": 1.0,
     }
-    weights = jax.nn.dot_product_attention(q, k, k + np.eye(S, dtype="f")[:, None], **options)
+    with jax.numpy_dtype_promotion("standard"):  # it mixes int32 and int64
+        weights = jax.nn.dot_product_attention(q, k, k + np.eye(S, dtype="f")[:, None], **options)
     classes = attention_flow(q, k, **options).classes
     np.testing.assert_array_equal(classes[:, 0], (weights[:, :, 0] > 0).sum(-1))
 
