@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftjac.products import Rows, centre, guarded, softmax_product
+from jaxsoftjac.products import Rows, centre, guarded, pivot_weights, softmax_product
 
 LAST = Rows((-1,))
 
@@ -35,7 +35,8 @@ def centred(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
 
 def variance(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
     """vᵀJv of each row: Σσ(v − ⟨σ, v⟩)²."""
-    return _on_simplex_variance(v, sigma) if on_simplex else _variance(v, sigma)
+    row = _variance_on_simplex(v, sigma, LAST) if on_simplex else _variance(v, sigma)
+    return lax.squeeze(row, (row.ndim - 1,))
 
 
 def factor_product(w: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
@@ -122,51 +123,55 @@ def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax
     return total * (step / math.pi)
 
 
-@jax.custom_jvp
-def _product(v, sigma):
-    return softmax_product(v, sigma, LAST)
+def _variance_on_simplex(v, sigma, rows):
+    return rows.sum(sigma * guarded(centre(v, sigma, rows), sigma) ** 2)
 
 
-@_product.defjvp
-def _(primals, tangents):
-    (v, sigma), (v_tangent, _) = primals, tangents
-    along_sigma = _along_sigma(lambda s: s * (v - LAST.sum(s * v)), primals, tangents)
-    return _product(v, sigma), _product(v_tangent, sigma) + along_sigma
+# What the three say beyond the matrix where Σσ = 1 + ε, in units of ε; p is the pivot's value, e
+# its weights and m = ⟨σ, v⟩.
 
 
-@jax.custom_jvp
-def _centred(v, sigma):
-    return centre(v, sigma, LAST)
+def _product_off_simplex(v, sigma, excess):
+    e, pivot, mean = _pivot_and_mean(v, sigma)
+    return pivot * sigma + e * (mean - pivot * (1 + excess))
 
 
-@_centred.defjvp
-def _(primals, tangents):
-    (v, sigma), (v_tangent, _) = primals, tangents
-    along_sigma = _along_sigma(lambda s: v - LAST.sum(s * v), primals, tangents)
-    return _centred(v, sigma), _centred(v_tangent, sigma) + along_sigma
+def _centred_off_simplex(v, sigma, excess):
+    return _pivot_and_mean(v, sigma)[1]
 
 
-def _on_simplex_variance(v, sigma):
-    return jnp.sum(sigma * guarded(centre(v, sigma, LAST), sigma) ** 2, axis=-1)
+def _variance_off_simplex(v, sigma, excess):
+    _, pivot, mean = _pivot_and_mean(v, sigma)
+    return mean**2 + pivot * excess * (pivot * (1 + excess) - 2 * mean)
 
 
-@jax.custom_jvp
-def _variance(v, sigma):
-    return _on_simplex_variance(v, sigma)
+def _pivot_and_mean(v, sigma):
+    e, v = pivot_weights(sigma, LAST), guarded(v, sigma)
+    return e, LAST.sum(e * v), LAST.sum(sigma * v)
 
 
-@_variance.defjvp
-def _(primals, tangents):
-    (v, sigma), (v_tangent, _) = primals, tangents
-    along_v = 2 * jnp.sum(_product(v, sigma) * v_tangent, axis=-1)
-    along_sigma = _along_sigma(
-        lambda s: jnp.sum(s * v * v, axis=-1) - jnp.sum(s * v, axis=-1) ** 2, primals, tangents
-    )
-    return _variance(v, sigma), along_v + along_sigma
+def _of_matrix(function, off_simplex):
+    """`function(v, σ)`, differentiated as if Σσ were free: ε is 0, its derivative Σσ̇."""
+
+    def moving(v, sigma):
+        total = LAST.sum(sigma)
+        excess = total - lax.stop_gradient(total)
+        return function(v, sigma, LAST) - excess * off_simplex(v, sigma, excess)
+
+    @jax.custom_jvp
+    def value(v, sigma):
+        return function(v, sigma, LAST)
+
+    @value.defjvp
+    def _(primals, tangents):
+        return value(*primals), jax.jvp(moving, primals, tangents)[1]
+
+    return value
 
 
-def _along_sigma(textbook, primals, tangents):
-    return jax.jvp(textbook, primals[1:], tangents[1:])[1]
+_product = _of_matrix(softmax_product, _product_off_simplex)
+_centred = _of_matrix(centre, _centred_off_simplex)
+_variance = _of_matrix(_variance_on_simplex, _variance_off_simplex)
 
 
 def _positive(sigma):

@@ -52,8 +52,8 @@ def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> tuple[jax.Array, j
     """Eigenvalues [..., K] and orthonormal eigenvectors, the columns of [..., K, K].
 
     The vector of a simple root is xⱼ = σⱼ/(σⱼ − λ), and so is its derivative. Tied entries have the
-    Helmert basis of their contrasts, entries equal to 0 their unit vectors, and eigenvalue 0 the
-    constant vector on the others: these are constants of differentiation.
+    Helmert basis of their contrasts, entries equal to 0 their unit vectors: constants of
+    differentiation. Eigenvalue 0 has the constant vector on the classes with σ > 0.
 
     Cost: O(K²). Arguments as for `eigenvalues`.
     """
@@ -96,11 +96,12 @@ def count_above(sigma: jax.Array, threshold: jax.Array) -> jax.Array:
 
 def _scale(sigma):
     """A power of two that takes the smallest normal numbers to where offsets cannot underflow."""
-    return 2.0 ** (jnp.finfo(sigma.dtype).maxexp // 2)
+    return 2.0 ** (jnp.finfo(sigma.dtype).maxexp // 4)
 
 
 def _scaled(sigma):
-    return sigma * _scale(sigma)
+    """σ in that unit; subnormal entries, which some kernels flush and some do not, are 0."""
+    return jnp.where(sigma < jnp.finfo(sigma.dtype).tiny, 0, sigma) * _scale(sigma)
 
 
 def _roots(sigma, on_simplex):
@@ -115,24 +116,28 @@ def _eigenvectors(sigma, near, offset):
     rank = jnp.argsort(jnp.argsort(sigma))[:, None]
     sigma, near, offset = sigma[:, None], near[None, :], offset[None, :]
     column = jnp.arange(sigma.size)[None, :]
-    count = jnp.sum(sigma > 0)
-    is_null = column == sigma.size - count
+    is_null = column == jnp.sum(sigma <= 0)
     earlier = column - lax.cummax(jnp.where((near > 0) & (offset == 0), 0, column), axis=1)
     contrast = jnp.where((rank < column) & (rank >= column - earlier), 1, 0)
     contrast = jnp.where(rank == column, jnp.where(earlier > 0, -earlier, 1), contrast)
-    special = jnp.where(is_null, jnp.where(sigma > 0, 1, 0), contrast).astype(sigma.dtype)
-    length = jnp.maximum(jnp.where(is_null, count, earlier * (earlier + 1)), 1)
-    special = special * lax.rsqrt(length.astype(sigma.dtype))
-    return jnp.where(offset == 0, special, _secular_vectors(sigma, near, offset))
+    length = jnp.sqrt(jnp.maximum(earlier * (earlier + 1), 1).astype(sigma.dtype))
+    contrast = contrast.astype(sigma.dtype) / length
+    is_special = (offset == 0) & ~is_null
+    return jnp.where(is_special, contrast, _secular_vectors(sigma, near, offset))
 
 
 def _secular_vectors(sigma, near, offset):
     """σⱼ/(σⱼ − λ), normalised; sums run along rows, where compilers sum most accurately."""
-    near, offset = jnp.where(offset == 0, 1, near), jnp.where(offset == 0, 1, offset)
-    scale = offset / (near + offset)
-    by_root = sigma.T * scale.T / ((sigma.T - near.T) - offset.T)
-    scale = scale * lax.rsqrt(jnp.sum(by_root**2, axis=1))[None, :]
-    return sigma * scale / ((sigma - near) - offset)
+    value, is_simple = near + offset, offset != 0
+    scale = jnp.where(is_simple, offset / jnp.where(is_simple, value, 1), 1)
+
+    def entries(sigma, near, offset, scale):
+        gap = (sigma - near) - offset
+        return sigma * (scale / jnp.where(gap == 0, 1, gap))
+
+    squares = entries(sigma.T, near.T, offset.T, scale.T) ** 2
+    length = jnp.maximum(jnp.sum(squares, axis=1), jnp.finfo(sigma.dtype).tiny)[None, :]
+    return entries(sigma, near, offset, scale * lax.rsqrt(length))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -175,20 +180,26 @@ def _(on_simplex, primals, tangents):
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
 def _pushforward(tangent, primals, on_simplex):
-    """λ Σ wσ̇ / Σ wσ with w = (offset/(σ − λ))², which is 1 on a tied group and 0 elsewhere."""
+    """λ̇ = Σ (λ²w − offset²)σ̇ / Σ wσ² with w = (offset/(σ − λ))², 1 on a tied group and else 0.
+
+    The null vector's is −Σσ̇/Σ(σ/(σ − λ))² at λ = 0.
+    """
     sigma, near, offset, upper = primals
     gap = (sigma - near) - offset
     is_zero = gap == 0
-    weight = jnp.where(is_zero, 1, offset / jnp.where(is_zero, 1, gap)) ** 2
-    value, is_null = near + offset, near <= 0
-    value, size = jnp.where(is_null, 1, value), jnp.where(is_null, 1, jnp.sum(weight * sigma))
-    moved = value / size * jnp.sum(weight * tangent)
-    off_simplex = jnp.where(is_null, 0, offset / value * (offset / size))
-    if not on_simplex:
-        count = jnp.maximum(jnp.sum(sigma > 0), 1).astype(sigma.dtype)
-        off_simplex = jnp.where(is_null & (upper > 0), 1 / count, off_simplex)
-        return jnp.where(is_null, 0, moved) - off_simplex * jnp.sum(tangent)
-    return jnp.where(is_null, 0, moved)
+    gap = jnp.where(is_zero, 1, gap)
+    is_null = near <= 0
+    value = jnp.where(is_null, 1, near + offset)
+    weight = jnp.where(is_zero, 1, offset / gap) ** 2
+    size = jnp.where(is_null, 1, jnp.sum(weight * sigma * (sigma / value)))
+    moved = jnp.where(is_null, 0, value / size * jnp.sum(weight * tangent))
+    if on_simplex:
+        return moved
+    share = jnp.where(is_null, sigma / gap, 0)
+    length = jnp.where(is_null, jnp.maximum(jnp.sum(share**2), 1), 1)
+    off_simplex = jnp.where(upper > 0, 1 / length, 0)
+    off_simplex = jnp.where(is_null, off_simplex, offset / value * (offset / size))
+    return moved - off_simplex * jnp.sum(tangent)
 
 
 def _simple_root(sigma, lower, upper, is_wanted):
@@ -225,9 +236,9 @@ def _gragg_step(sigma, near, offset, a, b):
     in units of its derivative.
     """
     unit = jnp.minimum(-a, b)
-    inverse = unit / ((sigma - near) - offset)
-    terms = sigma * inverse
-    powers = jnp.stack([terms, terms * inverse, terms * inverse * inverse])
+    inverse = 1 / ((sigma - near) - offset)
+    terms, ratio = sigma * inverse, unit * inverse
+    powers = jnp.stack([terms, terms * ratio, terms * ratio * ratio])
     value, slope, curve = jnp.sum(powers, axis=-1)  # one reduction: one pass
     value, curve, a, b = value / slope, curve / slope, a / unit, b / unit
     share_a, share_b = a / (b - a), b / (b - a)

@@ -160,3 +160,83 @@ def J_logits(dtype):
 
 
 VECTOR_FREE = ("as_matrix", "diagonal", "trace", "frobenius_norm", "spectral_norm", "eigvalsh")
+
+
+# Derivatives. `ours` and `plain` give the same numbers of one row; the plain ones by dense algebra.
+
+POINT = np.array([0.3, -1.0, 1.2, 0.1])
+ROW = {name: np.random.default_rng(i).normal(size=4) for i, name in enumerate("vwbu")}
+
+
+def ours(J):
+    v, w, b, u = (jnp.asarray(ROW[name], J.dtype) for name in "vwbu")
+    values, V = J.eigh()
+    return {
+        "linear": J.mv(v) + J @ w,
+        "matrix": J.as_matrix(),
+        "scalars": jnp.stack(
+            [J.trace(), J.frobenius_norm(), J.quadratic(v), J.log_pdet(), J.spectral_norm()]
+        ),
+        "inverses": J.solve(b, jnp.exp(w)) + J.diagonal(),
+        "factors": J.factor_mv(w) + J.factor_t_mv(v),
+        "values": J.eigvalsh() * u + values,
+        "vectors": (V @ (w * (V.T @ v)))[1:] + 0 * v[1:],
+    }
+
+
+def plain(J, sigma):
+    v, w, b, u = (jnp.asarray(ROW[name], J.dtype) for name in "vwbu")
+    root = jnp.sqrt(sigma)
+    F = jnp.diag(root) - sigma[:, None] * root[None, :]
+    values, V = jnp.linalg.eigh(J)
+    return {
+        "linear": J @ (v + w),
+        "matrix": J,
+        "scalars": jnp.stack(
+            [
+                jnp.trace(J),
+                jnp.sqrt(jnp.sum(J**2)),
+                v @ J @ v,
+                jnp.log(4.0).astype(J.dtype) + jnp.sum(jnp.log(sigma)),
+                values[-1],
+            ]
+        ),
+        "inverses": jnp.linalg.solve(J + jnp.diag(jnp.exp(w)), b) + jnp.diag(J),
+        "factors": F @ w + F.T @ v,
+        "values": values * (u + 1),
+        "vectors": (V @ (w * (V.T @ v)))[1:] + 0 * v[1:],
+    }
+
+
+def plain_of_sigma(sigma):
+    return plain(jnp.diag(sigma) - sigma[:, None] * sigma[None, :], sigma)
+
+
+def inverse_and_root(J):
+    v = jnp.asarray(ROW["v"], J.dtype)
+    return J.pinv_mv(v), J.sqrt_mv(v)
+
+
+def plain_inverse_and_root(sigma):
+    v = jnp.asarray(ROW["v"], sigma.dtype)
+    constant = jnp.full((4, 4), 0.25, sigma.dtype)
+    J = jnp.diag(sigma) - sigma[:, None] * sigma[None, :] + constant
+    values, V = jnp.linalg.eigh(J)
+    root = V @ (jnp.sqrt(values)[:, None] * V.T)
+    return (jnp.linalg.inv(J) - constant) @ v, (root - constant) @ v
+
+
+def modes(f, x):
+    """First and second derivatives in every nesting."""
+
+    def total(x):
+        return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(f(x)))
+
+    return {
+        "forward": jax.jacfwd(f)(x),
+        "reverse": jax.jacrev(f)(x),
+        "forward over reverse": jax.jacfwd(jax.grad(total))(x),
+        "reverse over reverse": jax.jacrev(jax.grad(total))(x),
+        "reverse over forward": jax.jacrev(jax.jacfwd(total))(x),
+        "forward over forward": jax.jacfwd(jax.jacfwd(total))(x),
+    }
