@@ -9,24 +9,27 @@ length are read and measured in chunks, so that memory does not grow with the nu
 (2, True)
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsoftjac.dense import softmax_jacobian
-from jaxsoftjac.diagnostics import probe_jacobian_properties, verify_jacobian_properties
+from jaxsoftjac.figures import save_picture
+from jaxsoftjac.flow import gradient_flow
+from jaxsoftjac.flow_report import flow_report, plain, spectrum_report, summary
 from jaxsoftjac.functions import softmax
 from jaxsoftjac.logits_files import InputError, Logits
 from jaxsoftjac.plots import jacobian_block, plot_jacobian
+from jaxsoftjac.probes import probe_jacobian_properties
 from jaxsoftjac.products import softmax_vjp
+from jaxsoftjac.properties import verify_jacobian_properties
+from jaxsoftjac.row_chunks import Measurements, measure_rows
 
 _DENSE_LIMIT = 64  # widest row whose J is formed and diagonalised
 _FORMED_LIMIT = 2048  # widest row whose VJP is also taken with the full J
-_CHUNK_ELEMENTS = 2**22  # of logits, or of J where it is formed
 
 # For each property: its formula and the fields to judge it by, as verified densely and as probed.
 _VERIFIED = {
@@ -50,8 +53,6 @@ _PROBED = {
 }
 _WORST_WHEN_SMALL = ("smallest_eigenvalue", "quadratic_form", "rank")
 
-Measurements = dict[str, np.ndarray]
-
 
 def inspect_logits(
     logits: Logits,
@@ -61,6 +62,9 @@ def inspect_logits(
     temperature: float = 1.0,
     vector: Sequence[float] | None = None,
     picture: str | None = None,
+    flow: bool = False,
+    spectrum: bool = False,
+    sweep: Sequence[float] = (),
 ) -> dict:
     """The report on one row in full, or on all rows in summary.
 
@@ -74,6 +78,9 @@ def inspect_logits(
         temperature: Divides the logits.
         vector: K values to multiply J with, for one row; from −1 to 1 in even steps if None.
         picture: Where to save `plot_jacobian` of the row, or of that with the largest λ_max.
+        flow: Whether to report the gradient flow.
+        spectrum: Whether to report the eigenvalues, of the row that a picture would be of.
+        sweep: Temperatures, in place of `temperature`, at which to report the gradient flow.
 
     Returns:
         A dictionary of numbers, strings, lists and dictionaries.
@@ -82,62 +89,46 @@ def inspect_logits(
         InputError: if a value is not finite in `dtype`, or the picture cannot be written.
     """
     count, width = logits.shape
+    row = 0 if count == 1 else row
+    rows = range(count) if row is None else range(row, row + 1)
 
-    def chunk(start: int, stop: int) -> np.ndarray:
+    def read(start: int, stop: int, temperature: float = temperature) -> np.ndarray:
         return logits.cast(logits.rows(start, stop), start, jnp.dtype(dtype), temperature)
 
-    row = 0 if count == 1 else row
     report = {"source": logits.name, "rows": count, "row": row, "K": width, "dtype": dtype}
     report |= {"temperature": temperature, "x64": dtype == "float64"}
     report["method"] = "dense" if width <= _DENSE_LIMIT else "matrix-free"
+    measured = _measure_properties(read, rows, width)
     if row is None:
-        measured = _measure(_chunks(chunk, logits.shape), logits.shape)
         row, why = _steepest(measured)
-        report |= _summary(measured)
+        report["measurements"] = summary(measured)
     else:
-        x, why = chunk(row, row + 1), "the row inspected"
-        measured = _measure([x], (1, width))
-        report |= _one_row(x[0], vector, measured)
+        why = "the row inspected"
+        report |= _one_row(read(row, row + 1)[0], vector, measured)
     report |= _judgement(measured)
+    if flow:
+        report["flow"] = flow_report(measure_rows(gradient_flow, read, rows, cost=width))
+    if spectrum:
+        x = read(row, row + 1)[0]
+        report["spectrum"] = {"row": row, "reason": why, **spectrum_report(x)}
+    if sweep:
+        report["sweep"] = [_flow_at(T, read, rows, width) for T in sweep]
     if picture is not None:
-        _save_picture(chunk(row, row + 1)[0], picture)
+        save_picture(plot_jacobian(jnp.asarray(read(row, row + 1)[0])), picture)
         report["picture"] = {"file": picture, "row": row, "reason": why}
     return report
 
 
-def _chunks(chunk: Callable[[int, int], np.ndarray], shape: tuple[int, int]) -> Iterator:
-    """All rows in chunks of one shape, so that one compilation serves; the last one is padded."""
-    count, width = shape
-    cost = width * width if width <= _DENSE_LIMIT else width
-    size = min(count, max(1, _CHUNK_ELEMENTS // cost))
-    with _progress(count) as bar:
-        for start in range(0, count, size):
-            rows = chunk(start, min(start + size, count))
-            yield rows[np.minimum(np.arange(size), len(rows) - 1)]
-            if bar is not None:
-                bar.update(len(rows))
+def _measure_properties(read: Callable, rows: range, width: int) -> Measurements:
+    if width <= _DENSE_LIMIT:
+        return measure_rows(verify_jacobian_properties, read, rows, cost=width * width)
+    return measure_rows(probe_jacobian_properties, read, rows, cost=width)
 
 
-def _progress(total: int):
-    if not sys.stderr.isatty():
-        return nullcontext()
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return nullcontext()
-    return tqdm(total=total, unit="row", leave=False)
-
-
-def _measure(chunks: Iterable[np.ndarray], shape: tuple[int, int]) -> Measurements:
-    """The fields of the diagnostics over all rows; vectors (the eigenvalues) for one row only."""
-    count, width = shape
-    dense = width <= _DENSE_LIMIT
-    measure = jax.jit(verify_jacobian_properties if dense else probe_jacobian_properties)
-    parts = []
-    for chunk in chunks:
-        fields = measure(jnp.asarray(chunk))._asdict()
-        parts.append({k: np.asarray(v) for k, v in fields.items() if v.ndim == 1 or count == 1})
-    return {name: np.concatenate([p[name] for p in parts])[:count] for name in parts[0]}
+def _flow_at(temperature: float, read: Callable, rows: range, width: int) -> dict:
+    at = partial(read, temperature=temperature)
+    found = flow_report(measure_rows(gradient_flow, at, rows, cost=width))
+    return {"temperature": temperature, **found}
 
 
 def _steepest(measured: Measurements) -> tuple[int, str]:
@@ -162,15 +153,15 @@ def _one_row(x: np.ndarray, vector: Sequence[float] | None, measured: Measuremen
     formula = np.asarray(products["formula"], np.float64)
     differences = [np.abs(np.asarray(p, np.float64) - formula).max() for p in products.values()]
     return {
-        "logits": _plain(x),
-        "sigma": _plain(sigma),
-        "jacobian": {"indices": shown.tolist(), "entries": _plain(jacobian_block(sigma, shown))},
+        "logits": plain(x),
+        "sigma": plain(sigma),
+        "jacobian": {"indices": shown.tolist(), "entries": plain(jacobian_block(sigma, shown))},
         "vjp": {
-            "vector": _plain(v),
-            **{name: _plain(product) for name, product in products.items()},
-            "largest_difference": _plain(max(differences)),
+            "vector": plain(v),
+            **{name: plain(product) for name, product in products.items()},
+            "largest_difference": plain(max(differences)),
         },
-        "measurements": {k: _plain(v[0]) for k, v in measured.items() if v.dtype != bool},
+        "measurements": {k: plain(v[0]) for k, v in measured.items() if v.dtype != bool},
     }
 
 
@@ -182,17 +173,6 @@ def _vector(vector: Sequence[float] | None, width: int, dtype: np.dtype) -> np.n
         bad = wide[np.argmin(np.isfinite(v))]
         raise InputError(f"command line: --vjp {bad:g} is not finite in {dtype.name}")
     return v
-
-
-def _summary(measured: Measurements) -> dict:
-    statistics = {"min": np.min, "median": np.median, "max": np.max}
-    return {
-        "measurements": {
-            name: {k: _plain(f(values.astype(np.float64))) for k, f in statistics.items()}
-            for name, values in measured.items()
-            if values.dtype != bool
-        }
-    }
 
 
 def _judgement(measured: Measurements) -> dict:
@@ -210,7 +190,7 @@ def _judgement(measured: Measurements) -> dict:
             "holds": bool(holds.all()),
             "rows_that_hold": int(holds.sum()),
             "worst_row": worst,
-            "worst": {key: _plain(value[worst]) for key, value in values.items()},
+            "worst": {key: plain(value[worst]) for key, value in values.items()},
         }
     return {"properties": properties, "all_hold": bool(measured["all_hold"].all())}
 
@@ -227,19 +207,3 @@ def _worst_row(holds: np.ndarray, values: Measurements, tolerance: np.ndarray) -
     worst = np.where(np.isnan(badness), np.inf, badness)
     rows = np.arange(len(holds)) if holds.all() else np.flatnonzero(~holds)
     return int(rows[np.argmax(worst[rows])])
-
-
-def _plain(value):
-    """Python numbers and lists of an array; None for what strict JSON cannot say."""
-    array = np.asarray(value)
-    if array.dtype.kind in "iu":
-        return array.tolist()
-    wide = array.astype(np.float64)
-    return np.where(np.isfinite(wide), wide, np.array(None)).tolist()
-
-
-def _save_picture(x: np.ndarray, path: str) -> None:
-    try:
-        plot_jacobian(jnp.asarray(x)).savefig(path, dpi=200)
-    except OSError as error:
-        raise InputError(f"--plot {path}: cannot be written: {error.strerror or error}") from None

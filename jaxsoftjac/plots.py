@@ -15,7 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsoftjac.figures import (
+    BLUE,
+    DOUBLE_COLUMN,
+    SINGLE_COLUMN,
+    VERMILION,
+    guide,
+    journal_style,
+    whole_ticks,
+)
+from jaxsoftjac.flow_plots import plot_accuracy as plot_accuracy
+from jaxsoftjac.flow_plots import plot_gradient_flow as plot_gradient_flow
+from jaxsoftjac.flow_plots import plot_temperature_sweep as plot_temperature_sweep
 from jaxsoftjac.functions import softmax
+from jaxsoftjac.operators import SoftmaxJacobian
 from jaxsoftjac.products import softmax_vjp
 
 if TYPE_CHECKING:
@@ -26,7 +39,6 @@ if TYPE_CHECKING:
 _MAX_CELLS = 512
 _MOST_PROBABLE = 32  # of the classes of a wider row: nearly all that is not 0 lies among them
 _MAX_BARS = 128  # beyond, bars are narrower than a pixel and fade: draw lines of fixed width
-_BLUE, _VERMILION = "#0072B2", "#D55E00"  # of the palette of Okabe and Ito: safe for all eyes
 
 
 def plot_jacobian(x: jax.Array) -> Figure:
@@ -45,27 +57,65 @@ def plot_jacobian(x: jax.Array) -> Figure:
         ImportError: if matplotlib is not installed.
         ValueError: if `x` does not have exactly one dimension, or is empty.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'plots need matplotlib: pip install "jaxsoftjac[plots]"', name="matplotlib"
-        ) from error
-    if jnp.ndim(x) != 1 or jnp.size(x) == 0:
-        raise ValueError(f"`x` must have shape (K,) with K ≥ 1, got {jnp.shape(x)}")
+    _require_row(x)
     sigma = softmax(x)
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    matrix, diagonal, probabilities = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
-    _heat_map(figure, matrix, sigma)
     values = np.asarray(sigma, np.float64)
-    _bars(diagonal, values * (1 - values), _BLUE)
-    diagonal.set(title="Diagonal σᵢ(1 − σᵢ)", xlabel="index i", ylabel="∂σᵢ/∂xᵢ")
-    _bars(probabilities, values, _VERMILION)
-    probabilities.set(title="Probabilities σ", xlabel="class i", ylabel="σᵢ")
+    with journal_style(DOUBLE_COLUMN, 2.2) as figure:
+        matrix, diagonal, probabilities = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
+        _heat_map(figure, matrix, sigma)
+        _bars(diagonal, values * (1 - values), BLUE)
+        diagonal.set(title="Diagonal σᵢ(1 − σᵢ)", xlabel="index i", ylabel="∂σᵢ/∂zᵢ")
+        _bars(probabilities, values, VERMILION)
+        probabilities.set(title="Probabilities σ", xlabel="class i", ylabel="σᵢ")
     return figure
 
 
-def jacobian_block(sigma: jax.Array, indices: np.ndarray) -> jax.Array:
+def plot_spectrum(x: jax.Array) -> Figure:
+    """The eigenvalues of J at one row of logits, each between its two poles, below the bound ½.
+
+    Sorted, each nonzero eigenvalue lies between two neighbouring probabilities (interlacing), and
+    none is above ½; ¼ bounds only the diagonal. The eigenvalue 0 is not drawn.
+
+    Args:
+        x: Logits of shape [K], K ≥ 2.
+
+    Returns:
+        A Figure in the width of one journal column.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if `x` does not have exactly one dimension, or fewer than two logits.
+    """
+    _require_row(x, at_least=2)
+    J = SoftmaxJacobian.from_logits(x)
+    sigma, eigenvalues = np.sort(np.asarray(J.sigma, np.float64)), np.asarray(J.eigvalsh())[1:]
+    k = np.arange(1, len(sigma))
+    with journal_style(SINGLE_COLUMN, 2.6) as figure:
+        axes = figure.subplots()
+        axes.vlines(k, sigma[:-1], sigma[1:], color=BLUE, linewidth=_interval_width(k), alpha=0.5)
+        axes.plot(k, sigma[:-1], "_", color=BLUE, label="poles σ₍ₖ₎ ≤ λ ≤ σ₍ₖ₊₁₎")
+        axes.plot(k, sigma[1:], "_", color=BLUE)
+        axes.plot(k, eigenvalues, ".", color=VERMILION, label="eigenvalues λₖ₊₁")
+        guide(axes, 0.5, "λ ≤ ½")
+        guide(axes, 0.25, "σᵢ(1 − σᵢ) ≤ ¼", ":")
+        if sigma[0] < 1e-2 * sigma[-1]:
+            axes.set_yscale("log", nonpositive="clip")
+        axes.set(xlabel="k", ylabel="eigenvalue", title="Spectrum of J = diag(σ) − σσᵀ")
+        whole_ticks(axes.xaxis)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _require_row(x: jax.Array, at_least: int = 1) -> None:
+    if jnp.ndim(x) != 1 or jnp.size(x) < at_least:
+        raise ValueError(f"`x` must have shape (K,) with K ≥ {at_least}, got {jnp.shape(x)}")
+
+
+def _interval_width(k: np.ndarray) -> float:
+    return 3 if len(k) <= _MAX_BARS else 0.8
+
+
+def jacobian_block(sigma: jax.Array, indices: jax.Array | np.ndarray) -> jax.Array:
     """The entries J[indices][:, indices], each row a product J eᵢ = σ ⊙ (eᵢ − σᵢ) of O(K).
 
     Args:
@@ -100,8 +150,8 @@ def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
     figure.colorbar(image, ax=axes)
     axes.set(title="Jacobian J = diag(σ) − σσᵀ", xlabel="logit j", ylabel="probability i")
     if len(shown) == width:
-        _thin_ticks(axes.xaxis)
-        _thin_ticks(axes.yaxis)
+        whole_ticks(axes.xaxis)
+        whole_ticks(axes.yaxis)
     else:
         places = np.arange(0, len(shown), 4)
         axes.set_xticks(places, map(str, shown[places]), rotation=90)
@@ -116,13 +166,4 @@ def _bars(axes: Axes, values: np.ndarray, color: str) -> None:
     else:
         axes.vlines(indices, 0, values, color=color, linewidth=0.8)
     axes.set_ylim(0, 1.05 * values.max() or 1.0)
-    axes.spines[["top", "right"]].set_visible(False)
-    _thin_ticks(axes.xaxis)
-
-
-def _thin_ticks(axis) -> None:
-    """Whole numbers only, and at most about ten of them, or five where they are long."""
-    from matplotlib.ticker import MaxNLocator
-
-    few = 9 if max(axis.get_view_interval()) < 1000 else 4
-    axis.set_major_locator(MaxNLocator(nbins=few, integer=True, min_n_ticks=1))
+    whole_ticks(axes.xaxis)

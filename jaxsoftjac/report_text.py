@@ -7,15 +7,35 @@ Where the encoding lacks the symbols of mathematics, words stand for them.
 """
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 _COLUMNS = 7  # of ten characters each, beside a label of ten
 _WORDS = {
     **{"ᵢᵢ": "_ii", "ᵢⱼ": "_ij", "ᵢ": "_i", "ⱼ": "_j", "ᵀ": "^T", "σ": "sigma", "λ": "lambda"},
     **{"Σ": "sum", "·": "*", "⊙": "*", "⟨": "<", "⟩": ">", "−": "-", "≥": ">=", "≤": "<="},
-    **{"…": "...", "✓": "yes", "✗": "no"},
+    **{"‖": "||", "₂": "_2", "₁₀": "_10", "₍ₖ₎": "_(k)", "₍ₖ₊₁₎": "_(k+1)", "ₖ₊₁": "_(k+1)"},
+    **{"²": "^2", "√": "sqrt", "∂": "d", "δ": "delta", "κ": "kappa", "∇": "grad", "→": "->"},
+    **{"…": "...", "✓": "yes", "✗": "no", "×": "x", "ḡ": "mean(g)", "½": "1/2", "≠": "!="},
 }
 _PRODUCTS = {"vector": "v", "formula": "formula", "full_jacobian": "full J", "autodiff": "jax.vjp"}
+
+_FLOW = {
+    "classes": "K",
+    "entropy": "H = −Σ σ log σ",
+    "entropy_share": "H / log K",
+    "max_probability": "max σ",
+    "effective_classes": "exp H",
+    "spectral_norm": "‖J‖₂ = λ_max",
+    "spectral_norm_share": "2‖J‖₂",
+    "frobenius_norm": "‖J‖_F",
+    "gradient_gain": "‖J‖_F / √(K − 1)",
+    "effective_rank": "tr(J)² / ‖J‖_F²",
+    "condition_number": "λ_max / λ₂",
+    "saturation": "1 − max σ",
+    "digits_lost": "log₁₀ κ",
+}
+_COLLAPSED = "max σ = 1 in float32"
+_SWEPT = ("entropy_share", "max_probability", "spectral_norm", "gradient_gain", "digits_lost")
 
 
 def report_text(report: dict, *, encoding: str = "utf-8") -> str:
@@ -37,6 +57,7 @@ def report_text(report: dict, *, encoding: str = "utf-8") -> str:
             _properties(report, encoding),
             _measurements(report),
         ]
+    blocks += [part(report[name], encoding) for name, part in _PARTS.items() if name in report]
     blocks.append(_verdict(report))
     return "\n\n".join(spell("\n".join(block), encoding) for block in blocks)
 
@@ -62,12 +83,12 @@ def _heading(report: dict) -> list[str]:
 
 
 def _row_tables(report: dict, encoding: str) -> list[list[str]]:
-    shown, vjp = _shown(range(report["K"])), report["vjp"]
+    shown, vjp = shown_places(range(report["K"])), report["vjp"]
     header = ("", ["…" if i is None else str(i) for i in shown])
     inputs = [("x" if report["temperature"] == 1 else "x / T", report["logits"])]
     inputs.append(("σ", report["sigma"]))
     products = [(label, vjp[name]) for name, label in _PRODUCTS.items() if name in vjp]
-    difference = f"largest difference {_number(vjp['largest_difference'])}"
+    difference = f"largest difference {number(vjp['largest_difference'])}"
     if "full_jacobian" not in vjp:
         difference += "; the full J is too wide to be formed"
     matrix = _vectors([header, *_matrix(report["jacobian"], shown)], encoding)
@@ -86,7 +107,7 @@ def _matrix(jacobian: dict, shown: Sequence[int | None]) -> list[tuple[str, list
         if place is None:
             rows.append(("…", ["…"] * len(shown)))
         else:
-            rows.append((str(index), _pick(jacobian["entries"][place], places)))
+            rows.append((str(index), pick(jacobian["entries"][place], places)))
     return rows
 
 
@@ -94,17 +115,17 @@ def _properties(report: dict, encoding: str) -> list[str]:
     rows = [("property", "holds", "measured")]
     for p in report["properties"].values():
         rows.append((p["formula"], "✓" if p["holds"] else "✗", _pairs(p["worst"])))
-    return _table(rows, encoding)
+    return table(rows, encoding)
 
 
 def _measurements(report: dict) -> list[str]:
     lines = []
     for name, value in report["measurements"].items():
         if isinstance(value, list):
-            value = ", ".join(_pick(value, _shown(value, _COLUMNS - 2)))
+            value = ", ".join(pick(value, shown_places(value, _COLUMNS - 2)))
             lines.append(f"{name:<32}{value}")
         else:
-            lines.append(f"{name:<32}{_number(value)}")
+            lines.append(f"{name:<32}{number(value)}")
     return lines
 
 
@@ -120,7 +141,47 @@ def _judgement(report: dict, encoding: str) -> list[str]:
     for p in report["properties"].values():
         tick, there = "✓" if p["holds"] else "✗", _pairs(p["worst"])
         rows.append((p["formula"], tick, str(p["rows_that_hold"]), str(p["worst_row"]), there))
-    return _table(rows, encoding)
+    return table(rows, encoding)
+
+
+def _flow(flow: dict, encoding: str) -> list[str]:
+    """The gradient flow: one value of each field, or its statistics and how many rows collapsed."""
+    many = "collapsed_rows" in flow
+    rows = [("gradient flow", "formula", *(("min", "median", "max") if many else ("value",)))]
+    for name, formula in _FLOW.items():
+        values = flow[name].values() if many else [flow[name]]
+        rows.append((name, formula, *map(_whole, values)))
+    if many:
+        rows.append(("collapsed_rows", _COLLAPSED, "", "", str(flow["collapsed_rows"])))
+    else:
+        rows.append(("is_collapsed", _COLLAPSED, "✓" if flow["is_collapsed"] else "✗"))
+    return table(rows, encoding)
+
+
+def _spectrum(spectrum: dict, encoding: str) -> list[str]:
+    eigenvalues, sigma = spectrum["eigenvalues"], spectrum["probabilities"]
+    rows = [["k", "σ₍ₖ₎", "λₖ₊₁", "σ₍ₖ₊₁₎"]]
+    for k in shown_places(range(len(sigma) - 1), 12):
+        if k is None:
+            rows.append(["…"] * 4)
+        else:
+            rows.append([str(k + 1), *map(number, (sigma[k], eigenvalues[k + 1], sigma[k + 1]))])
+    return [
+        f"Spectrum at row {spectrum['row']}, {spectrum['reason']}: λ_1 = 0, and each other λ lies",
+        "between two neighbours of the sorted σ: σ₍ₖ₎ ≤ λₖ₊₁ ≤ σ₍ₖ₊₁₎, λ_max ≤ 1/2",
+        *table(rows, encoding),
+    ]
+
+
+def _sweep(sweep: Sequence[dict], encoding: str) -> list[str]:
+    """The gradient flow against temperature; medians where there are many rows."""
+    many = "collapsed_rows" in sweep[0]
+    rows = [("T", *(_FLOW[name] for name in _SWEPT))]
+    for flow in sweep:
+        values = [flow[name]["median"] if many else flow[name] for name in _SWEPT]
+        rows.append((f"{flow['temperature']:g}", *map(number, values)))
+    title = "Gradient flow of x / T" + ", medians over the rows" * many
+    return [title, *table(rows, encoding)]
 
 
 def _verdict(report: dict) -> list[str]:
@@ -133,7 +194,7 @@ def _verdict(report: dict) -> list[str]:
     return lines
 
 
-def _table(rows: Sequence[Sequence[str]], encoding: str) -> list[str]:
+def table(rows: Sequence[Sequence[str]], encoding: str) -> list[str]:
     """Left-aligned columns of the width that the cells have once they are spelled."""
     spelled = [[spell(cell, encoding) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*spelled, strict=True)]
@@ -148,10 +209,10 @@ def _vectors(rows: Iterable[tuple[str, list[str]]], encoding: str) -> list[str]:
 
 
 def _picked(rows, shown: Sequence[int | None]) -> list[tuple[str, list[str]]]:
-    return [(label, _pick(values, shown)) for label, values in rows]
+    return [(label, pick(values, shown)) for label, values in rows]
 
 
-def _shown(values: Sequence, most: int = _COLUMNS) -> list[int | None]:
+def shown_places(values: Sized, most: int = _COLUMNS) -> list[int | None]:
     """The places to show: all, or the first and the last few with None for those between."""
     count, few = len(values), most // 2
     if count <= most:
@@ -159,21 +220,27 @@ def _shown(values: Sequence, most: int = _COLUMNS) -> list[int | None]:
     return [*range(few), None, *range(count - few, count)]
 
 
-def _pick(values: Sequence, places: Iterable[int | None]) -> list[str]:
-    return ["…" if i is None else _number(values[i]) for i in places]
+def pick(values: Sequence, places: Iterable[int | None]) -> list[str]:
+    """The values at these places, as text."""
+    return ["…" if i is None else number(values[i]) for i in places]
 
 
 def _pairs(values: dict) -> str:
-    return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {number(value)}" for name, value in values.items())
 
 
 def _whole(value: float | None) -> str:
-    return f"{value:g}" if value is not None and value.is_integer() else _number(value)
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e6
+    return f"{value:g}" if is_whole else number(value)
 
 
-def _number(value: float | int | None) -> str:
+def number(value: float | int | None) -> str:
+    """Five significant digits or so."""
     if value is None:
         return "not finite"
     if isinstance(value, int) or value == 0:
         return f"{value:g}"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
+
+
+_PARTS = {"flow": _flow, "spectrum": _spectrum, "sweep": _sweep}

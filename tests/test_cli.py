@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsoftjac import cli, inspection
+from jaxsoftjac import cli, inspection, row_chunks
 
 GOOD_ROW = ["2.0", "1.0", "0.5", "-1e0"]
 
@@ -159,7 +159,7 @@ def test_many_rows_are_summarised_over_chunks(capsys, tmp_path, monkeypatch, wid
     array[17, :2] = 9  # σ ≈ (½, ½): λ_max ≈ ½
     np.save(tmp_path / "x.npy", np.asarray(array, order=order))
     whole = report(capsys, "inspect", tmp_path / "x.npy")
-    monkeypatch.setattr(inspection, "_CHUNK_ELEMENTS", 5 * width * (width if width < 65 else 1))
+    monkeypatch.setattr(row_chunks, "_CHUNK_ELEMENTS", 5 * width * (width if width < 65 else 1))
     monkeypatch.setattr("jaxsoftjac.logits_files._STRIP_BYTES", 500)
     chunked = report(capsys, "inspect", tmp_path / "x.npy")
     assert (whole["rows"], whole["row"]) == (23, None)
@@ -326,7 +326,7 @@ def test_bad_standard_input(capsys, monkeypatch):
 
 
 def test_an_unreadable_value_in_a_late_chunk_is_found(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspection, "_CHUNK_ELEMENTS", 2 * 9)
+    monkeypatch.setattr(row_chunks, "_CHUNK_ELEMENTS", 2 * 9)
     array = np.zeros((7, 3))
     array[5, 2] = np.nan
     np.save(tmp_path / "x.npy", array)
