@@ -182,11 +182,13 @@ def _plan(q, k, scale, softcap, block_size, is_causal, window):
 def _block_sizes(block_size, heads):
     """Queries of a block, and keys in the primal and in the tangent program.
 
-    By default as measured on a CPU: scores of a block fit its caches, and the rows that are read
-    and written with every block do not weigh much.
+    By default a block has at most about 2²⁰ scores, over all heads: as measured on a CPU, they
+    then stay in its caches, and the rows that every step reads and writes do not weigh much.
     """
     if block_size is None:
-        return min(max(2**14 // max(heads, 1), 256), 1024), 512, 384
+        queries = min(max(2**13 // max(heads, 1), 128), 1024)
+        keys = min(max(2**20 // (queries * max(heads, 1)), 128), 256)
+        return queries, 2 * keys, keys
     sizes = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
     if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"`block_size` must be one or two ints > 0, got {block_size}")

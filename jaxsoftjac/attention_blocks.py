@@ -89,18 +89,18 @@ def _softmax_rows(rows, keys, plan):
     """The online softmax: the top score so far, and Σp and Σp(v − origin) relative to it."""
     (q, bias), limits = rows
     (k, v), positions, origins = keys
-    q = wide(q) * plan.scale
+    queries = _scaled(q, limits, plan)
 
     def step(carry, operands, seen):
         top, total, acc = carry
-        s, v = _scores(q, operands, seen, origins, plan)
+        s, v = _scores(queries, operands, seen, origins, plan)
         new_top = jnp.maximum(top, jnp.max(s, -1, keepdims=True))
         p, kept = jnp.exp(s - new_top), jnp.exp(top - new_top)
         total = total * kept + jnp.sum(p, -1, keepdims=True)
         return new_top, total, acc * kept + _mix(p, v)
 
-    zero, zeros = _zeros(q, v, (rows, keys))
-    carry = zero + float(jnp.finfo(q.dtype).min), zero, zeros
+    zero, zeros = _zeros(queries[0], v, (rows, keys))
+    carry = zero + float(jnp.finfo(zero.dtype).min), zero, zeros
     top, total, acc = _scan(step, carry, (k, v, bias), limits, positions, plan)
     return acc / jnp.where(total == 0, 1, total), top + jnp.log(total)
 
@@ -112,12 +112,14 @@ def _push_rows(rows, keys, plan):
     """
     ((q, bias), limits), (o, lse), (q_tangent, bias_tangent) = rows
     ((k, v), positions, origins), (k_tangent, v_tangent) = keys
-    q, q_tangent = wide(q) * plan.scale, wide(q_tangent) * plan.scale
+    queries, queries_tangent = jax.jvp(lambda q: _scaled(q, limits, plan), (q,), (q_tangent,))
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)  # p = 0 where no key is seen
 
     def pushed_scores(block, seen):
         scores = partial(_scores, seen=seen, origins=origins, plan=plan)
-        (s, v), (s_tangent, v_tangent) = jax.jvp(scores, (q, block[0]), (q_tangent, block[1]))
+        (s, v), (s_tangent, v_tangent) = jax.jvp(
+            scores, (queries, block[0]), (queries_tangent, block[1])
+        )
         return jnp.exp(s - lse), s_tangent, v, v_tangent
 
     def add_mean(mean, block, seen):
@@ -129,30 +131,39 @@ def _push_rows(rows, keys, plan):
         w = p * (s_tangent - mean)
         return carry[0] + jnp.sum(w, -1, keepdims=True), carry[1] + _mix(w, v) + _mix(p, v_tangent)
 
-    zero, zeros = _zeros(q, v, (rows, keys))
+    zero, zeros = _zeros(queries[0], v, (rows, keys))
     blocks = (k, v, bias), (k_tangent, v_tangent, bias_tangent)
     mean = _scan(add_mean, zero, blocks, limits, positions, plan)
     rest, acc = _scan(add_centred, (zero, zeros), blocks, limits, positions, plan)
     return acc - rest * o, mean + rest
 
 
-def _scores(q, operands, seen, origins, plan):
+def _scaled(q, limits, plan):
+    """The queries times `scale`, and NaN at those that are not finite, which are 0 then, or None."""
+    mask, span, _ = limits
+    q = wide(q) * plan.scale
+    return (q, None) if mask is None and span is None else (_finite(q), _spoilt(q))
+
+
+def _scores(queries, operands, seen, origins, plan):
     """Scores, −∞ where a key is not seen, and the values, from their origins.
 
     Where some keys are not seen, a NaN or ∞ of a key or value is moved into its scores: what is
     multiplied by p = 0 stays finite, and a query that does see it is NaN.
     """
-    k, v, bias = operands
+    (q, spoilt), (k, v, bias) = queries, operands
     k, v = wide(k) - origins[0], wide(v) - origins[1]
     if seen is not None:
-        spoilt = _spoilt(q) + jnp.swapaxes(_spoilt(k) + _spoilt(v), 2, 3)[:, :, None]
-        q, k, v = _finite(q), _finite(k), _finite(v)
+        spoilt = spoilt + jnp.swapaxes(_spoilt(k) + _spoilt(v), 2, 3)[:, :, None]
+        k, v = _finite(k), _finite(v)
     s = jnp.einsum("bkgth,bksh->bkgts", q, k)
     if plan.softcap is not None:
         s = plan.softcap * jnp.tanh(s / plan.softcap)
     if bias is not None:
         s = s + bias.astype(s.dtype)
-    return s if seen is None else jnp.where(seen, s + spoilt, -jnp.inf), v
+    if spoilt is not None:
+        s = s + spoilt
+    return s if seen is None else jnp.where(seen, s, -jnp.inf), v
 
 
 def _mix(p, v):

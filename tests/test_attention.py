@@ -1,4 +1,4 @@
-"""dot_product_attention: every option, mode and edge against plain dense attention; memory, sharding."""
+"""dot_product_attention against plain dense attention: options, modes, edges; memory and sharding."""
 
 import functools
 

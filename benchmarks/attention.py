@@ -1,0 +1,173 @@
+"""dot_product_attention takes at most the time of jax.nn's, and at most 1/16 of its temporaries.
+
+Prints the time over that of jax.nn.dot_product_attention (torch's beside it where it is installed)
+and the temporaries of the forward pass, the gradient, the jvp and the three Hessian-vector
+products, causal time over non-causal time, and errors of the gradient in bfloat16 on values with a
+large common part.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.harness import (
+    Claim,
+    Report,
+    check_agreement,
+    optional_peer,
+    ratio,
+    temp_bytes,
+    time_in_turn,
+)
+from jaxsoftjac.attention import dot_product_attention
+
+Arrays = tuple[jax.Array, ...]
+FIRST_ORDER = ("forward", "gradient", "jvp")
+SECOND_ORDER = ("forward over reverse", "reverse over reverse", "reverse over forward")
+
+
+def modes(attention: Callable) -> dict[str, Callable]:
+    """Functions of query, key and value; the tangents are their cosines."""
+
+    def loss(*x):
+        return jnp.sum(jnp.sin(attention(*x)))
+
+    def pushed(f):
+        return lambda *x: jax.jvp(f, x, jax.tree.map(jnp.cos, x))
+
+    gradient = jax.grad(loss, (0, 1, 2))
+    return {
+        "forward": attention,
+        "gradient": gradient,
+        "jvp": pushed(attention),
+        "forward over reverse": lambda *x: pushed(gradient)(*x)[1],
+        "reverse over reverse": lambda *x: jax.vjp(gradient, *x)[1](jax.tree.map(jnp.cos, x)),
+        "reverse over forward": jax.grad(lambda *x: pushed(loss)(*x)[1], (0, 1, 2)),
+    }
+
+
+def operands(n: int, heads: int = 1, features: int = 64) -> Arrays:
+    keys = jax.random.split(jax.random.key(n), 3)
+    return tuple(jax.random.normal(key, (1, n, heads, features), jnp.float32) for key in keys)
+
+
+def compiled(attention: Callable, mode: str, x: Arrays) -> jax.stages.Compiled:
+    return jax.jit(modes(attention)[mode]).lower(*x).compile()
+
+
+def torch_call(torch: Any, mode: str, x: Arrays) -> Callable[[], Any] | None:
+    """Forward or gradient by torch; its CPU kernel has no other mode."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    leaves = [torch.from_numpy(np.array(a).swapaxes(1, 2).copy()).requires_grad_() for a in x]
+
+    def forward():
+        with torch.no_grad():
+            return attention(*leaves).numpy()
+
+    def gradient():
+        return [g.numpy() for g in torch.autograd.grad(attention(*leaves).sin().sum(), leaves)]
+
+    return {"forward": forward, "gradient": gradient}.get(mode)
+
+
+def agree(name: str, results: Any, expected: Any) -> None:
+    for ours, theirs in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        check_agreement(name, ours, np.asarray(theirs), 1e-4)
+
+
+def over_jax(
+    report: Report, n: int, heads: int, names: Sequence[str], rounds: int, torch: Any
+) -> tuple[float, float]:
+    """Adds a table; the greatest of the ratios of time, and of temporaries."""
+    x, rows, slowest, largest = operands(n, heads), [], 0.0, 0.0
+    for name in names:
+        ours = compiled(dot_product_attention, name, x)
+        theirs = compiled(jax.nn.dot_product_attention, name, x)
+        agree(f"{name}, n = {n}", ours(*x), theirs(*x))
+        calls = {"ours": functools.partial(ours, *x), "jax.nn": functools.partial(theirs, *x)}
+        of_torch = torch_call(torch, name, x) if torch else None
+        times = time_in_turn(calls | ({"torch": of_torch} if of_torch else {}), rounds)
+        against = {peer: ratio(times[peer], times["jax.nn"]) for peer in times}
+        megabytes = [(temp_bytes(program) or 0) / 1e6 for program in (ours, theirs)]
+        milliseconds = f"{np.median(times['ours']) * 1e3:.1f}"
+        cells = [f"{size:.1f}" for size in megabytes]
+        rows.append([name, milliseconds, against["ours"], against.get("torch", ""), *cells])
+        slowest = max(slowest, against["ours"].median)
+        largest = max(largest, megabytes[0] / max(megabytes[1], 1e-6))
+    header = ["", "ms", "over jax.nn's", "torch over jax.nn's", "temporaries, MB", "jax.nn's"]
+    report.add(f"n = {n}, {heads} heads of 64 features", header, rows)
+    return slowest, largest
+
+
+def causal(report: Report, n: int, rounds: int) -> None:
+    x, rows, slowest = operands(n), [], 0.0
+    options = {"all keys": {}, "causal": {"is_causal": True}}
+    for name in FIRST_ORDER:
+        calls = {}
+        for kind, option in options.items():
+            attention = functools.partial(dot_product_attention, **option)
+            calls[kind] = functools.partial(compiled(attention, name, x), *x)
+        times = time_in_turn(calls, rounds)
+        over = ratio(times["causal"], times["all keys"])
+        slowest = max(slowest, over.median)
+        rows.append([name, over])
+    report.add(f"Causal over non-causal time, n = {n}", ["", "ratio"], rows)
+    report.claims.append(Claim(f"causal over non-causal time at n = {n}", 0.65, slowest))
+
+
+def exact_gradient(q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray) -> list[np.ndarray]:
+    """Gradient of ⟨g, attention⟩ of one head, [n, features], in float64."""
+    scale = q.shape[-1] ** -0.5
+    s = q @ k.T * scale
+    p = np.exp(s - s.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    d = g @ (v - v.mean(0)).T
+    w = p * (d - (p * d).sum(-1, keepdims=True)) * scale
+    return [w @ k, w.T @ q, p.T @ g]
+
+
+def low_precision(report: Report, n: int) -> None:
+    """Errors normwise of the gradient in bfloat16, whose rounding alone makes 2⁻⁹ at most."""
+    rows, worst = [], 0.0
+    attentions = {"jaxsoftjac": dot_product_attention, "jax.nn": jax.nn.dot_product_attention}
+    for offset in (0, 8, 64):
+        q, k, v = operands(n)
+        q, k, v = (a.astype(jnp.bfloat16) for a in (q, k, v + offset))
+        g = operands(n + 1)[0][:, :n].astype(jnp.bfloat16)
+        exact = exact_gradient(*(np.asarray(a[0, :, 0], np.float64) for a in (q, k, v, g)))
+        for name, attention in attentions.items():
+            gradient = jax.jit(lambda *x, f=attention: jax.vjp(f, *x)[1](g))(q, k, v)  # noqa: B023
+            errors = [
+                np.linalg.norm(np.asarray(a[0, :, 0], np.float64) - b) / np.linalg.norm(b)
+                for a, b in zip(gradient, exact, strict=True)
+            ]
+            rows.append([f"common part {offset}, {name}", *(f"{e:.1e}" for e in errors)])
+            if name == "jaxsoftjac":
+                worst = float(np.max([worst, *errors]))
+    report.add("Error of the gradient in bfloat16", ["", "query", "key", "value"], rows)
+    report.claims.append(Claim("error of the gradient in bfloat16, normwise", 2.0**-8, worst))
+
+
+def run(quick: bool) -> Report:
+    """Accuracy, then time and memory against jax.nn, then what a causal mask saves."""
+    report = Report("attention")
+    torch = optional_peer("torch", report)
+    small, middle, large = (64, 128, 256) if quick else (1024, 4096, 8192)
+    rounds = 3 if quick else 5
+    low_precision(report, small)
+    for n, heads, bar in ((small, 1, 1.3), (small, 8, 1.3), (middle, 1, 1.0), (large, 1, 1.0)):
+        slowest, largest = over_jax(report, n, heads, FIRST_ORDER, rounds, torch)
+        text = f"forward, gradient and jvp over jax.nn's, n = {n}, {heads} heads"
+        report.claims.append(Claim(text, bar, slowest))
+    report.claims.append(Claim(f"temporaries over jax.nn's, n = {large}", 1 / 16, largest))
+    slowest, _ = over_jax(report, middle, 1, SECOND_ORDER, rounds, None)
+    text = f"Hessian-vector products over jax.nn's, n = {middle}"
+    report.claims.append(Claim(text, 1.0, slowest))
+    causal(report, large, rounds)
+    return report
