@@ -1,4 +1,4 @@
-"""Gauss–Newton and Fisher products of models that end in a softmax, and their diagonal.
+"""Gauss–Newton and Fisher products of models that end in a softmax.
 
 The Hessian of the mean loss of a model z(θ) is JᵀHJ, J = ∂z/∂θ and H = ∂²loss/∂z², plus a term in
 ∂²z/∂θ². The first part is the Gauss–Newton matrix G: positive semi-definite, and never formed.
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxsoftjac.functions import softmax
 from jaxsoftjac.linear_losses import linear_cross_entropy, linear_cross_entropy_gauss_newton
@@ -65,9 +64,8 @@ def gauss_newton_product(
         ValueError: `loss` is unknown, not one per example, or given with `head`; `damping` is
             negative; labels do not fit the logits, or tangents the parameters.
     """
-    if isinstance(damping, int | float) and not damping >= 0:
-        raise ValueError(f"`damping` must be ≥ 0, got {damping}")
-    top = _logits_top(loss, options) if head is None else _vocabulary_top(loss, head, options)
+    check_damping(damping)
+    top = top_of(loss, head, options)
 
     def product_at(line: Linearization, hessian):
         def product(tangents):
@@ -113,76 +111,6 @@ def fisher_product(
     return of_any_labels
 
 
-def sampled_fisher_product(
-    model: Model, *, samples: int = 1, damping: float | jax.Array = 0.0
-) -> Callable[..., Any]:
-    """Product with a Monte Carlo Fisher matrix of rank ≤ samples·N, unbiased.
-
-    J = FFᵀ with F = diag(√σ) − σ√σᵀ, so that E[(Fε)(Fε)ᵀ] = J for random signs ε: each example's H
-    is replaced by the mean of the samples' (Fε)(Fε)ᵀ.
-
-    Cost: as `gauss_newton_product` and `samples` arrays of the logits' size: what is cheaper is
-    the matrix, not the product.
-
-    Args:
-        model: function (params, inputs) → logits [..., K].
-        samples: vectors ε per example.
-        damping: number ≥ 0.
-
-    Returns:
-        Function (params, inputs, key, tangents) → product; the same key gives the same matrix.
-
-    Raises:
-        ValueError: `samples` is not positive, `damping` is negative, or the tangents do not fit.
-    """
-    if samples < 1:
-        raise ValueError(f"`samples` must be ≥ 1, got {samples}")
-    if isinstance(damping, int | float) and not damping >= 0:
-        raise ValueError(f"`damping` must be ≥ 0, got {damping}")
-
-    def product(params, inputs, key, tangents):
-        v = tangents_like(params, tangents)
-        line = linearize(lambda p: model(p, inputs), params)
-        hessian = sampled_hessian(line.outputs, key, samples)
-        return add_scaled(line.pull(hessian(line.push(v))), damping, v)
-
-    return product
-
-
-def gauss_newton_diagonal(model: Model, *, samples: int | None = None) -> Callable[..., Any]:
-    """Diagonal of the Gauss–Newton matrix of mean cross-entropy, exact or sampled.
-
-    Exact: Σ (JₙᵀF eⱼ)² over examples n and outputs j. Sampled: the mean of (Σₙ JₙᵀFεₙ)² over
-    random signs ε, unbiased, because the signs of different examples are independent.
-
-    Cost: exact, a backward pass for every output of an example, K for one row of logits, each with
-    a gradient per example in memory unless the compiler fuses it away; sampled, one ordinary
-    gradient per sample.
-
-    Args:
-        model: function (params, inputs) → logits [N, ..., K]; for the exact diagonal, examples
-            are the leading axis of every array of `inputs`, and do not influence each other.
-        samples: number of samples; None for the exact diagonal.
-
-    Returns:
-        Function (params, inputs) → diagonal, in the structure of `params`; with `samples`,
-        (params, inputs, key).
-
-    Raises:
-        ValueError: `samples` is not positive.
-    """
-    if samples is None:
-        return partial(_exact_diagonal, model)
-    if samples < 1:
-        raise ValueError(f"`samples` must be ≥ 1 or None, got {samples}")
-
-    def diagonal(params, inputs, key):
-        line = linearize(lambda p: model(p, inputs), params)
-        return sampled_diagonal(line, key, samples)
-
-    return diagonal
-
-
 class Linearization(NamedTuple):
     """A function of the parameters at one point: its outputs, v ↦ Jv, and u ↦ Jᵀu."""
 
@@ -201,33 +129,7 @@ def linearize(outputs_of: Callable[[Any], Any], params: Any) -> Linearization:
 
 def mean_softmax_hessian(logits: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The Hessian of mean cross-entropy in the logits, v ↦ Jv/N."""
-    return jax.linearize(lambda z: softmax(z) / _rows(z), logits)[1]
-
-
-def sampled_hessian(
-    logits: jax.Array, key: jax.Array, samples: int
-) -> Callable[[jax.Array], jax.Array]:
-    """A Monte Carlo estimate of `mean_softmax_hessian`."""
-    signs = jax.random.rademacher(key, (samples, *logits.shape), logits.dtype)
-    vectors = _factor_product(signs, softmax(logits)[None])
-
-    def product(v):
-        along = jnp.sum(vectors * v[None], axis=-1, keepdims=True)
-        return jnp.sum(vectors * along, axis=0) / (samples * _rows(logits))
-
-    return product
-
-
-def sampled_diagonal(line: Linearization, key: jax.Array, samples: int) -> Any:
-    """The mean over random signs ε of (JᵀFε)²/N."""
-    sigma = softmax(line.outputs)
-
-    def squares(key):
-        signs = jax.random.rademacher(key, sigma.shape, sigma.dtype)
-        return jax.tree.map(jnp.square, line.pull(_factor_product(signs, sigma)))
-
-    estimates = lax.map(squares, jax.random.split(key, samples))
-    return jax.tree.map(lambda a: jnp.mean(a, axis=0) / _rows(sigma), estimates)
+    return jax.linearize(lambda z: softmax(z) / number_of_rows(z), logits)[1]
 
 
 def add_scaled(tree: Any, scale: float | jax.Array, other: Any) -> Any:
@@ -235,44 +137,30 @@ def add_scaled(tree: Any, scale: float | jax.Array, other: Any) -> Any:
     return jax.tree.map(lambda a, b: a + jnp.asarray(scale, a.dtype) * b, tree, other)
 
 
-def _exact_diagonal(model: Model, params: Any, inputs: Any) -> Any:
-    def logits_of(params, x):
-        return model(params, jax.tree.map(lambda a: a[None], x))[0]
-
-    logits, pullbacks = jax.vmap(lambda x: jax.vjp(lambda p: logits_of(p, x), params))(inputs)
-    sigma = softmax(logits)
-
-    def add_squares(total, j):
-        def of_example(pullback, sigma):
-            unit = jnp.zeros(sigma.size, sigma.dtype).at[j].set(1).reshape(sigma.shape)
-            return jax.tree.map(jnp.square, pullback(_factor_product(unit, sigma))[0])
-
-        squares = jax.vmap(of_example)(pullbacks, sigma)
-        return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, squares), None
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    total, _ = lax.scan(add_squares, zeros, jnp.arange(sigma[0].size))
-    return jax.tree.map(lambda t: t / _rows(sigma), total)
-
-
-def _factor_product(e: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Fe with F = diag(√σ) − σ√σᵀ, FFᵀ = J."""
-    root = jnp.sqrt(sigma)
-    return root * e - sigma * jnp.sum(root * e, axis=-1, keepdims=True)
-
-
-def _rows(logits: jax.Array) -> int:
+def number_of_rows(logits: jax.Array) -> int:
+    """The examples, or tokens, that the mean is over."""
     return max(1, logits.size // max(1, logits.shape[-1]))
 
 
-class _Top(NamedTuple):
+def check_damping(damping: float | jax.Array) -> None:
+    """Raises unless it is ≥ 0, or traced."""
+    if isinstance(damping, int | float) and not damping >= 0:
+        raise ValueError(f"`damping` must be ≥ 0, got {damping}")
+
+
+class Top(NamedTuple):
     """What stands on the model: its outputs as a function of the parameters, and their loss."""
 
     outputs: Callable[..., Any]  # (model, params, inputs) → z
     loss_and_hessian: Callable[..., Any]  # (z, labels) → z ↦ mean loss, v ↦ Hv
 
 
-def _logits_top(loss: Loss, options: dict[str, Any]) -> _Top:
+def top_of(loss: Loss, head: Head | None, options: dict[str, Any]) -> Top:
+    """The checked `loss` on logits, or on hidden states and a `head`."""
+    return _logits_top(loss, options) if head is None else _vocabulary_top(loss, head, options)
+
+
+def _logits_top(loss: Loss, options: dict[str, Any]) -> Top:
     if loss != "cross_entropy" and not callable(loss):
         raise ValueError(f'`loss` must be "cross_entropy" or a function, got {loss!r}')
     losses = partial(loss if callable(loss) else cross_entropy, **options)
@@ -283,15 +171,15 @@ def _logits_top(loss: Loss, options: dict[str, Any]) -> _Top:
             raise ValueError(
                 f"`loss` must give one value per example, shape {z.shape[:-1]}, got {shape}"
             )
-        objective = lambda z: jnp.sum(losses(z, labels)) / _rows(z)  # noqa: E731
+        objective = lambda z: jnp.sum(losses(z, labels)) / number_of_rows(z)  # noqa: E731
         if loss == "cross_entropy" and not options:
             return objective, mean_softmax_hessian(z)
         return objective, jax.linearize(jax.grad(objective), z)[1]
 
-    return _Top(lambda model, params, inputs: model(params, inputs), loss_and_hessian)
+    return Top(lambda model, params, inputs: model(params, inputs), loss_and_hessian)
 
 
-def _vocabulary_top(loss: Loss, head: Head, options: dict[str, Any]) -> _Top:
+def _vocabulary_top(loss: Loss, head: Head, options: dict[str, Any]) -> Top:
     if loss != "cross_entropy":
         raise ValueError(f'`loss` must be "cross_entropy" where `head` is given, got {loss!r}')
 
@@ -311,4 +199,4 @@ def _vocabulary_top(loss: Loss, head: Head, options: dict[str, Any]) -> _Top:
             z[0], z[1], labels, v, **bias, reduction="mean", **options
         )
 
-    return _Top(outputs, loss_and_hessian)
+    return Top(outputs, loss_and_hessian)

@@ -12,12 +12,8 @@ from jax.flatten_util import ravel_pytree
 from test_transforms_everywhere import FAST
 
 import jaxsoftjac as jsj
-from jaxsoftjac.curvature import (
-    fisher_product,
-    gauss_newton_diagonal,
-    gauss_newton_product,
-    sampled_fisher_product,
-)
+from jaxsoftjac.curvature import fisher_product, gauss_newton_product
+from jaxsoftjac.sampled_curvature import gauss_newton_diagonal, sampled_fisher_product
 
 random = np.random.default_rng(0)
 PARAMS = {

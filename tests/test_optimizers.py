@@ -1,0 +1,196 @@
+"""Second-order optimizers: one exact step, training, composition, and state that survives."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import WIDE, close
+from jax.flatten_util import ravel_pytree
+from test_transforms_everywhere import FAST
+
+import jaxsoftjac as jsj
+from jaxsoftjac.curvature import gauss_newton_product
+from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg, natural_gradient
+from jaxsoftjac.sampled_curvature import gauss_newton_diagonal
+
+random = np.random.default_rng(0)
+INPUTS = jnp.asarray(random.normal(size=(64, 4)), WIDE)
+PARAMS = {
+    "first": jnp.asarray(random.normal(size=(4, 6)), WIDE),
+    "kernel": jnp.asarray(random.normal(size=(6, 3)), WIDE),
+}
+quick_jit = partial(jax.jit, compiler_options=FAST)
+
+
+def model(params, inputs):
+    return jnp.tanh(inputs @ params["first"]) @ params["kernel"]
+
+
+LABELS = np.argmax(model(jax.tree.map(jnp.sin, PARAMS), INPUTS), axis=-1)
+BATCH = {"inputs": INPUTS, "labels": LABELS}
+
+
+def loss(params):
+    return jnp.mean(jsj.cross_entropy(model(params, INPUTS), LABELS))
+
+
+def train(optimizer, steps, params=PARAMS, **extra):
+    """Parameters, state and losses after some full-batch steps in a scan."""
+
+    @quick_jit
+    def run(params):
+        def step(carry, _):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params)
+            arguments = BATCH | {"value": value, "grad": gradient} | extra
+            updates, state = optimizer.update(gradient, state, params, **arguments)
+            return (optax.apply_updates(params, updates), state), value
+
+        carry, values = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
+        return *carry, values
+
+    return run(params)
+
+
+def test_a_step_solves_with_the_damped_matrix():
+    damping = 0.3
+    optimizer = gauss_newton_cg(
+        model, 0.5, damping=damping, adapt_damping=False, cg_iterations=100, cg_tolerance=1e-12
+    )
+
+    @quick_jit
+    def step_and_matrix(params):
+        vector, unravel = ravel_pytree(params)
+        product = gauss_newton_product(model, damping=damping)
+        column = lambda v: ravel_pytree(product(params, INPUTS, LABELS, unravel(v)))[0]  # noqa: E731
+        gradient = jax.grad(loss)(params)
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params, **BATCH)
+        return updates, gradient, jax.vmap(column)(jnp.eye(vector.size, dtype=WIDE))
+
+    updates, gradient, matrix = step_and_matrix(PARAMS)
+    expected = -0.5 * np.linalg.solve(matrix, ravel_pytree(gradient)[0])
+    close(ravel_pytree(updates)[0], expected)
+
+
+@pytest.mark.parametrize("make", [gauss_newton_cg, partial(natural_gradient, samples=4)])
+def test_second_order_steps_need_few(make):
+    _, state, values = train(make(model), 30)
+    assert values[-1] < 0.1 * values[0]
+    assert jnp.all(jnp.diff(values) <= 1e-6)  # a step that raises the loss is not taken
+    assert state[0].damping < 1e-2
+    assert 0.5 < state[0].ratio < 1.5
+
+
+def test_a_bad_step_is_not_taken_and_raises_the_damping():
+    optimizer = gauss_newton_cg(model, damping=0.1)
+
+    @quick_jit
+    def uphill(params):
+        gradient = jax.tree.map(jnp.negative, jax.grad(loss)(params))
+        return optimizer.update(gradient, optimizer.init(params), params, **BATCH)
+
+    updates, state = uphill(PARAMS)
+    assert not any(np.any(u) for u in jax.tree.leaves(updates))
+    assert not any(np.any(d) for d in jax.tree.leaves(state[0].direction))
+    assert state[0].ratio < 0
+    np.testing.assert_allclose(state[0].damping, 0.4, rtol=1e-6)
+
+
+def test_the_diagonal_method_steps_by_the_sampled_diagonal():
+    optimizer = diagonal_gauss_newton(model, 0.1, b1=0.0, samples=500, threshold=10.0)
+    gradient = jax.grad(loss)(PARAMS)
+    updates, state = quick_jit(
+        lambda g: optimizer.update(g, optimizer.init(PARAMS), PARAMS, inputs=INPUTS)
+    )(gradient)
+    diagonal = gauss_newton_diagonal(model)(PARAMS, INPUTS)
+    expected = jax.tree.map(lambda g, d: -0.1 * jnp.clip(g / d, -10, 10), gradient, diagonal)
+    for actual, e in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(actual, e, rtol=0.4)
+    assert state[0].count == 1
+
+
+def test_the_diagonal_method_trains_and_keeps_its_diagonal_between():
+    _, _, values = train(diagonal_gauss_newton(model, 0.1, every=5), 80)
+    assert values[-1] < 0.3 * values[0]
+    _, first, _ = train(diagonal_gauss_newton(model, 0.1, every=5), 1)
+    _, fifth, _ = train(diagonal_gauss_newton(model, 0.1, every=5), 5)
+    _, sixth, _ = train(diagonal_gauss_newton(model, 0.1, every=5), 6)
+    chex.assert_trees_all_equal(first[0].diagonal, fifth[0].diagonal)
+    assert np.any(fifth[0].diagonal["kernel"] != sixth[0].diagonal["kernel"])
+
+
+def test_composes_with_schedules_decay_and_a_line_search():
+    schedule = optax.linear_schedule(1.0, 0.5, 10)
+    optimizer = optax.chain(
+        gauss_newton_cg(model, schedule),
+        optax.add_decayed_weights(-1e-4, mask={"first": True, "kernel": False}),
+        optax.scale_by_backtracking_linesearch(15),
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        _, _, values = train(optimizer, 10, value_fn=lambda params, inputs, labels: loss(params))
+    assert values[-1] < 0.5 * values[0]
+
+
+def test_masked_parameters_stay():
+    mask = {"first": False, "kernel": True}
+    optimizer = optax.chain(
+        optax.masked(gauss_newton_cg(model), mask),
+        optax.masked(optax.set_to_zero(), {"first": True, "kernel": False}),
+    )
+    state = optimizer.init(PARAMS)
+    gradient = jax.grad(loss)(PARAMS)
+    updates, _ = quick_jit(
+        lambda g: optimizer.update(g, state, PARAMS, all_params=PARAMS, **BATCH)
+    )(gradient)
+    assert not np.any(updates["first"])
+    last = gauss_newton_cg(lambda kernel, inputs: model(PARAMS | {"kernel": kernel}, inputs))
+    alone, _ = quick_jit(
+        lambda g: last.update(g, last.init(PARAMS["kernel"]), PARAMS["kernel"], **BATCH)
+    )(gradient["kernel"])
+    close(updates["kernel"], alone)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [gauss_newton_cg(model), diagonal_gauss_newton(model, 0.1, every=2)]
+)
+def test_training_goes_on_from_a_stored_state(optimizer):
+    state = optimizer.init(PARAMS)
+    assert all(isinstance(a, jax.Array) for a in jax.tree.leaves(state))
+    params, state, _ = train(optimizer, 2)
+    stored = jax.tree.map(np.asarray, (params, state))
+
+    @quick_jit
+    def step(params, state):
+        updates, _ = optimizer.update(jax.grad(loss)(params), state, params, **BATCH)
+        return optax.apply_updates(params, updates)
+
+    chex.assert_trees_all_equal(step(params, state), step(*stored))
+    chex.assert_trees_all_close(step(*stored), train(optimizer, 3)[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gauss_newton_cg(model, loss="hinge"), '`loss` must be "cross_entropy" or a'),
+        (lambda: gauss_newton_cg(model, damping=-1.0), "`damping` must be ≥ 0, got -1.0"),
+        (lambda: gauss_newton_cg(model, cg_iterations=0), "`cg_iterations` must be ≥ 1, got 0"),
+        (lambda: natural_gradient(model, samples=0), "`samples` must be ≥ 1, got 0"),
+        (lambda: diagonal_gauss_newton(model, 0.1, every=0), "`every` must be ≥ 1, got 0"),
+    ],
+)
+def test_bad_options(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("missing", ["params", "inputs", "labels"])
+def test_missing_arguments_of_the_update(missing):
+    optimizer = gauss_newton_cg(model)
+    arguments = {"params": PARAMS} | BATCH
+    del arguments[missing]
+    with pytest.raises(ValueError, match=f"`{missing}` must be given to the update"):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), **arguments)
