@@ -1,0 +1,1 @@
+"""Second-order experiments, each a script: `python -m benchmarks.experiments.NAME [--quick]`."""
