@@ -74,7 +74,7 @@ def pseudo_inverse_product(v: jax.Array, log_sigma: jax.Array, kept: jax.Array) 
 def frobenius_norm(sigma: jax.Array, complement: jax.Array) -> jax.Array:
     """‖J‖_F of each row: ‖J‖_F² = Σᵢ σᵢ²(1 − σᵢ)² + Σᵢ σᵢ² Σ_{j≠i} σⱼ², where nothing cancels."""
     diagonal = sigma * complement
-    size = LAST.max(jnp.maximum(diagonal, float(jnp.finfo(sigma.dtype).tiny)))
+    size = jnp.maximum(LAST.max(diagonal), jnp.finfo(sigma.dtype).tiny)
     squares = sigma**2 / size  # in units of the largest entry, whose square may underflow
     total = LAST.sum((diagonal / size) ** 2 + squares * others(squares, LAST.sum(squares)))
     is_zero = total == 0
@@ -108,7 +108,7 @@ def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax
     digits = -math.log(jnp.finfo(sigma.dtype).eps)
     step = 2 * math.pi**2 / digits
     count = int(2 * digits / step)
-    scale = lax.stop_gradient(jnp.maximum(scale, jnp.finfo(sigma.dtype).tiny))[..., None]
+    scale = lax.stop_gradient(jnp.where(scale == 0, 1, scale))[..., None]
     v = centre(v, sigma, LAST)
 
     @partial(jax.checkpoint, prevent_cse=False)

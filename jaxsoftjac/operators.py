@@ -271,7 +271,7 @@ class SoftmaxJacobian:
     def _complement(self) -> jax.Array:
         """1 − σ, its derivative −σ̇ whichever way it is summed."""
         value = others(self.sigma, jnp.ones((), self.sigma.dtype))
-        return lax.stop_gradient(value + self.sigma) - self.sigma
+        return lax.stop_gradient(value) + (lax.stop_gradient(self.sigma) - self.sigma)
 
     def _with(self, name: str, v: ArrayLike) -> tuple[jax.Array, "SoftmaxJacobian", jnp.dtype]:
         """Checked `v` and J in one working precision, and the dtype of the result."""

@@ -108,7 +108,8 @@ def _roots(sigma, on_simplex):
     """Nearest entry of σ and offset from it, of all eigenvalues."""
     upper = jnp.sort(sigma, axis=-1)
     lower = jnp.concatenate([jnp.zeros_like(upper[..., :1]), upper[..., :-1]], axis=-1)
-    return _over_rows(partial(root, on_simplex), sigma, lower, upper)
+    near, offset = _over_rows(partial(root, on_simplex), sigma, lower, upper)
+    return near + 0 * jnp.sum(sigma, axis=-1, keepdims=True), offset  # a NaN makes the row NaN
 
 
 def _eigenvectors(sigma, near, offset):

@@ -1,0 +1,124 @@
+"""SoftmaxJacobian does in O(K) or O(K²) what the dense matrix does in O(K²) or O(K³).
+
+Prints the time of the dense way over ours: the spectrum on 8 rows of 1000 classes, products and
+solves on one row of 4096, and how ours grow with K. What is timed is first compared in float64.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.harness import Claim, Report, check_agreement, ratio, time_in_turn
+from jaxsoftjac.operators import SoftmaxJacobian
+
+DAMPING = 1e-2
+SPECTRUM: dict[str, tuple[Callable, Callable, float]] = {
+    "eigh": (SoftmaxJacobian.eigh, jnp.linalg.eigh, 5),
+    "eigvalsh": (SoftmaxJacobian.eigvalsh, jnp.linalg.eigvalsh, 20),
+    "spectral_norm": (
+        SoftmaxJacobian.spectral_norm,
+        lambda matrix: jnp.linalg.eigvalsh(matrix)[..., -1],
+        100,
+    ),
+}
+PRODUCTS: dict[str, tuple[Callable, Callable]] = {
+    "mv": (SoftmaxJacobian.mv, lambda matrix, v: matrix @ v),
+    "pinv_mv": (SoftmaxJacobian.pinv_mv, lambda matrix, v: jnp.linalg.pinv(matrix) @ v),
+    "solve": (
+        lambda J, v: J.solve(v, DAMPING),
+        lambda matrix, v: jnp.linalg.solve(matrix + DAMPING * jnp.eye(v.size, dtype=v.dtype), v),
+    ),
+}
+
+
+def operators(rows: int, K: int) -> tuple[SoftmaxJacobian, jax.Array, jax.Array, np.ndarray]:
+    """J of normal logits, its dense matrix, a vector, and the matrix in float64."""
+    x = jax.random.normal(jax.random.key(0), (rows, K), jnp.float32)
+    v = jax.random.normal(jax.random.key(1), (rows, K), jnp.float32)
+    J = jax.jit(SoftmaxJacobian.from_logits)(x)
+    z = np.asarray(x, np.float64)
+    sigma = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    exact = sigma[..., None] * np.eye(K) - sigma[..., :, None] * sigma[..., None, :]
+    return J, J.as_matrix(), v, exact
+
+
+def spectrum(report: Report, rows: int, K: int, rounds: int) -> None:
+    J, matrix, _, exact = operators(rows, K)
+    expected = np.linalg.eigvalsh(exact)
+    table = []
+    for name, (ours, dense, target) in SPECTRUM.items():
+        programs = jax.jit(ours), jax.jit(dense)
+        results = programs[0](J), programs[1](matrix)
+        for result in results:
+            if name == "eigh":
+                values, V = map(np.asarray, result)
+                check_agreement("eigh", values, expected, 1e-5)
+                rebuilt = np.einsum("nij,nj,nkj->nik", V, values, V, optimize=True)
+                check_agreement("its vectors", rebuilt, exact, 1e-3)
+            else:
+                reference = expected if name == "eigvalsh" else expected[:, -1]
+                check_agreement(name, result, reference, 1e-5)
+        calls = {"ours": lambda p=programs: p[0](J), "dense": lambda p=programs: p[1](matrix)}
+        measured = time_in_turn(calls, rounds)
+        faster = ratio(measured["dense"], measured["ours"])
+        table.append([name, f"{1e3 * np.median(measured['ours']):.3g}", str(faster)])
+        text = f"jnp.linalg over {name}, {rows} rows of {K}"
+        report.claims.append(Claim(text, target, faster.median, at_most=False))
+    header = ["", "ours, ms", "dense over ours"]
+    report.add(f"Time on {rows} rows of K = {K}, [quartiles]", header, table)
+
+
+def products(report: Report, K: int, rounds: int) -> None:
+    J, matrix, v, exact = operators(1, K)
+    J, matrix, v, exact = jax.tree.map(lambda a: a[0], (J, matrix, v, exact))
+    constant = np.full((K, K), 1 / K)
+    w = np.asarray(v, np.float64)
+    references = {
+        "mv": exact @ w,
+        "pinv_mv": np.linalg.solve(exact + constant, w - w.mean()),
+        "solve": np.linalg.solve(exact + DAMPING * np.eye(K), w),
+    }
+    table = []
+    for name, (ours, dense) in PRODUCTS.items():
+        fast, slow = jax.jit(ours), jax.jit(dense)
+        check_agreement(name, fast(J, v), references[name], 1e-5)
+        check_agreement(f"dense {name}", slow(matrix, v), references[name], 1e-2)
+        calls = {"ours": lambda f=fast: f(J, v), "dense": lambda f=slow: f(matrix, v)}
+        measured = time_in_turn(calls, rounds if name == "mv" else 1)
+        faster = ratio(measured["dense"], measured["ours"])
+        table.append([name, f"{1e6 * np.median(measured['ours']):.3g}", str(faster)])
+        claim = Claim(f"dense over {name}, K = {K}", 1000, faster.median, at_most=False)
+        report.claims.append(claim)
+    report.add(f"Time at K = {K}, [quartiles]", ["", "ours, µs", "dense over ours"], table)
+
+
+def growth(report: Report, sizes: list[int], rounds: int) -> None:
+    """Time per class, which linear growth keeps constant once the call itself is paid."""
+    methods = {name: jax.jit(ours) for name, (ours, _) in PRODUCTS.items()}
+    methods["spectral_norm"] = jax.jit(lambda J, v: J.spectral_norm())
+    methods["sqrt_mv"] = jax.jit(SoftmaxJacobian.sqrt_mv)
+    table, per_class = [], {}
+    for K in sizes:
+        x = jax.random.normal(jax.random.key(K), (2, K), jnp.float32)
+        J, v = SoftmaxJacobian.from_logits(x[0]), x[1]
+        calls = {name: lambda f=f, J=J, v=v: f(J, v) for name, f in methods.items()}
+        measured = time_in_turn(calls, rounds)
+        medians = {name: float(np.median(times)) for name, times in measured.items()}
+        per_class[K] = {name: median / K for name, median in medians.items()}
+        table.append([f"{K}", *(f"{1e6 * median:.3g}" for median in medians.values())])
+    report.add("Time against K, µs", ["K", *methods], table)
+    largest, smaller = sizes[-1], sizes[-2]
+    for name in PRODUCTS:
+        text = f"{name}: time per class at K = {largest} over that at {smaller}"
+        report.claims.append(Claim(text, 2.0, per_class[largest][name] / per_class[smaller][name]))
+
+
+def run(quick: bool) -> Report:
+    """The spectrum, products and solves against dense algebra, and growth with K."""
+    report = Report("operators")
+    spectrum(report, *((2, 50, 1) if quick else (8, 1000, 7)))
+    products(report, *((64, 1) if quick else (4096, 7)))
+    growth(report, [100, 1000] if quick else [100, 1000, 10_000, 100_000, 1_000_000], 3)
+    return report
