@@ -11,6 +11,10 @@ from jaxsoftjac.divergences import kl_divergence as kl_divergence
 from jaxsoftjac.functions import log_softmax as log_softmax
 from jaxsoftjac.functions import logsumexp as logsumexp
 from jaxsoftjac.functions import softmax as softmax
+from jaxsoftjac.linear_losses import linear_cross_entropy as linear_cross_entropy
+from jaxsoftjac.linear_losses import (
+    linear_cross_entropy_gauss_newton as linear_cross_entropy_gauss_newton,
+)
 from jaxsoftjac.losses import cross_entropy as cross_entropy
 from jaxsoftjac.products import log_softmax_jvp as log_softmax_jvp
 from jaxsoftjac.products import log_softmax_vjp as log_softmax_vjp

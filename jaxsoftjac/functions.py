@@ -119,7 +119,8 @@ def _masked(
 # The three functions on checked input. Each rule's value comes from the function itself, not from
 # its formula: otherwise the second derivative would see the formula and lose the structure. The
 # linear programs run under `jax.checkpoint`, so that a linearisation keeps one array of the logits'
-# size and nothing computed from it.
+# size and nothing computed from it. Each formula is differentiable as it stands: JAX 0.10 drops the
+# rules of what it has linearised inside `lax.scan`, and second derivatives there rest on it.
 
 linear = partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
 
@@ -127,7 +128,9 @@ linear = partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax_rows(x: jax.Array, rows: Rows) -> jax.Array:
     """`softmax` of checked input."""
-    return _softmax_reverse(x, rows)
+    row = wide(x)
+    unnormalised = jnp.exp(row - rows.max(row))
+    return (unnormalised / rows.sum(unnormalised)).astype(x.dtype)
 
 
 @softmax_rows.defjvp
@@ -138,9 +141,7 @@ def _(rows, primals, tangents):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _softmax_reverse(x: jax.Array, rows: Rows) -> jax.Array:
-    row = wide(x)
-    unnormalised = jnp.exp(row - rows.max(row))
-    return (unnormalised / rows.sum(unnormalised)).astype(x.dtype)
+    return softmax_rows(x, rows)
 
 
 def _softmax_forward(x, rows):
@@ -212,11 +213,11 @@ def rest_of_sum(depth: jax.Array, rows: Rows) -> jax.Array:
     """Σ exp(depth) without one top entry, for depth ≤ 0 with top 0: 1 + rest is the whole sum.
 
     The top entries are those whose exponential rounds to 1; arithmetic finds them, because a
-    compare would leave the compilers' vectorised reductions.
+    compare would leave the compilers' vectorised reductions. They are constants of differentiation.
     """
     unnormalised = jnp.exp(depth)
     scale = 1 / float(jnp.finfo(depth.dtype).eps)
-    at_top = twice_positive(unnormalised * scale - (scale - 0.5))
+    at_top = lax.stop_gradient(twice_positive(unnormalised * scale - (scale - 0.5)))
     return rows.sum(unnormalised - at_top) + (rows.sum(at_top) - 1)
 
 

@@ -241,11 +241,11 @@ def examples(
 
     Integer labels have length 1 on the class axis, and 0 in place of `ignore_index`.
     """
-    mixture = _checked_mixture(label_smoothing, z_loss)
+    mixture = checked_mixture(label_smoothing, z_loss)
     x, rows = checked_logits("logits", logits, axis, where, axis_name)
     labels = jnp.asarray(labels)
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        labels = _integer_labels(labels, x.shape, rows.axes[0])
+        labels = integer_labels(labels, x.shape, rows.axes[0])
         ignored = jnp.zeros_like(labels, bool)
         if ignore_index is not None:
             ignored = labels == ignore_index
@@ -267,7 +267,7 @@ def target_mass(x, labels, rows: Rows, mixture: Mixture) -> jax.Array:
     return rows.sum(_smoothed(labels, x, rows, mixture))
 
 
-def _integer_labels(labels, shape, axis):
+def integer_labels(labels, shape, axis):
     expected = shape[:axis] + shape[axis + 1 :]
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
@@ -276,7 +276,7 @@ def _integer_labels(labels, shape, axis):
     return jnp.expand_dims(jnp.broadcast_to(labels, expected), axis)
 
 
-def _checked_mixture(label_smoothing: Any, z_loss: Any) -> Mixture:
+def checked_mixture(label_smoothing: Any, z_loss: Any) -> Mixture:
     for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise TypeError(f"`{name}` must be a Python number, got {type(value).__name__}")
