@@ -300,7 +300,8 @@ class SoftmaxJacobian:
     @classmethod
     def tree_unflatten(cls, dtype, leaves):
         """The operator of given leaves, unchecked: they need not be arrays."""
-        return cls._make(*leaves, dtype)
+        sigma, log_sigma = leaves
+        return cls._make(sigma, log_sigma, dtype)
 
 
 def _damping(damping: ArrayLike, b: jax.Array) -> jax.Array:

@@ -45,7 +45,8 @@ def largest_eigenvalue(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
     scaled = _scaled(sigma)
     top, second = _two_largest(scaled)
     solve = _batched(partial(root, on_simplex), sigma.ndim - 1)
-    return sum(solve(scaled, second, top)) / _scale(sigma)
+    near, offset = solve(scaled, second, top)
+    return (near + offset) / _scale(sigma)
 
 
 def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> tuple[jax.Array, jax.Array]:
