@@ -69,7 +69,7 @@ def _add_command(commands, name: str, run: Callable, *, help: str, text: str, ex
     command = commands.add_parser(
         name,
         help=help,
-        description=textwrap.fill(text, 79),
+        description=textwrap.fill(spell(text, _encoding()), 79),
         epilog="\n".join(["examples:", *(f"  python -m jaxsoftjac {name} {e}" for e in examples)]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -104,7 +104,7 @@ def _add_inspect(commands) -> None:
         examples=[
             "2.0 1.0 0.5",
             "logits.npy --flow --plot worst.png",
-            "logits.csv --row 7 --spectrum --sweep --temperatures 0.5 1 2",
+            "logits.csv --row 7 --sweep --temperatures 0.5 1 2",
         ],
     )
     _add_logits(command)
@@ -121,7 +121,7 @@ def _add_inspect(commands) -> None:
         metavar="T",
         help="those of --sweep, in place of --temperature (default: 1/8 to 8)",
     )
-    add("--plot", metavar="FILE", help="picture of J at the row, or at that of the largest λ_max")
+    add("--plot", metavar="FILE", help="picture of J at the row, or at the one of largest λ_max")
     add("--json", action="store_true", help="print the report as JSON")
 
 
@@ -138,7 +138,7 @@ def _add_explain(commands) -> None:
         examples=[
             "2.0 1.0 0.5",
             "2.0 1.0 0.5 --vjp 0.1 -0.3 0.2 --label 0",
-            "logits.npy --row 3 --format markdown > jacobian.md",
+            "logits.npy --row 3 --format markdown > J.md",
         ],
     )
     _add_logits(command)

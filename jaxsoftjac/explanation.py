@@ -147,7 +147,8 @@ def _diagonal(row: Row) -> Step:
             r"\frac{\partial\sigma_i}{\partial z_i} = \frac{e^{z_i} S - e^{z_i} e^{z_i}}{S^2}"
             r" = \sigma_i (1 - \sigma_i)",
         ),
-        Numbers(f"i = 0: ({e0}·{S0} − {e0}·{e0}) / {S0}² = {s0}·(1 − {s0}) = {_entry(row, 0, 0)}"),
+        Numbers(f"i = 0: ({e0}·{S0} − {e0}·{e0}) / {S0}²"),
+        Numbers(f"= {s0}·(1 − {s0}) = {_entry(row, 0, 0)}"),
     ]
 
 
@@ -160,10 +161,8 @@ def _off_diagonal(row: Row) -> Step:
             r"\frac{\partial\sigma_i}{\partial z_j} = \frac{0 \cdot S - e^{z_i} e^{z_j}}{S^2}"
             r" = -\sigma_i \sigma_j",
         ),
-        Numbers(
-            f"i = 0, j = 1: −{e0}·{e1} / {S0}² = −{number(sigma[0])}·{number(sigma[1])}"
-            f" = {_entry(row, 0, 1)}"
-        ),
+        Numbers(f"i = 0, j = 1: −{e0}·{e1} / {S0}²"),
+        Numbers(f"= −{number(sigma[0])}·{number(sigma[1])} = {_entry(row, 0, 1)}"),
     ]
 
 
@@ -177,7 +176,8 @@ def _matrix(row: Row) -> Step:
             r" J = \operatorname{diag}(\sigma) - \sigma\sigma^T",
         ),
         Columns(heads, rows),
-        Numbers("J = Jᵀ, each row sums to 0 (so J·1 = 0 and rank J = K − 1), vᵀ·J·v = Var[v] ≥ 0"),
+        Numbers("J = Jᵀ and each row sums to 0, so that J·1 = 0 and rank J = K − 1"),
+        Numbers("vᵀ·J·v = Σᵢ σᵢ·vᵢ² − (Σᵢ σᵢ·vᵢ)² is the variance of v under σ, so ≥ 0"),
         Numbers(
             f"λ_max = {number(float(row.spectral_norm))} ≤ 1/2, while the diagonal is at most 1/4"
         ),
@@ -268,6 +268,7 @@ def _as_text(title: str, steps: Iterable[Step], encoding: str) -> Iterator[str]:
                 yield ""
                 for cells in table:
                     yield "   " + "  ".join(map(str.rjust, cells, widths))
+                yield from [""] * (part is not parts[-1])
             else:
                 yield f"   {part.text}"
 

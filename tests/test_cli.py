@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxsoftjac import cli, inspection, row_chunks
+from jaxsoftjac.flow import gradient_flow
 
 GOOD_ROW = ["2.0", "1.0", "0.5", "-1e0"]
 
@@ -44,18 +46,31 @@ def test_a_row_of_numbers_as_a_process():
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_words_stand_for_symbols_that_the_terminal_lacks():
-    done = run("inspect", *GOOD_ROW, "9", "8", "7", "6", env={"PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0
-    assert re.search(r"J = J\^T +yes +symmetry_error", done.stdout)
-    assert done.stdout.isascii()
-    assert max(map(len, done.stdout.splitlines())) <= 80
+def in_ascii(monkeypatch, *argv):
+    """What a run in this process writes to a terminal that has ASCII only."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with contextlib.suppress(SystemExit):  # argparse leaves so after --help
+        assert cli.main([*argv]) == 0
+    stream.flush()
+    text = stream.buffer.getvalue().decode()
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 80
+    return text
 
 
-def test_help_is_spelled_for_the_terminal():
-    done = run("inspect", "--help", env={"PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "lambda_max" in done.stdout
+def test_words_stand_for_symbols_that_the_terminal_lacks(monkeypatch):
+    argv = ["inspect", *GOOD_ROW, "--flow", "--spectrum", "--sweep", "--temperatures", "2"]
+    text = in_ascii(monkeypatch, *argv)
+    assert re.search(r"J = J\^T +yes +symmetry_error", text)
+    assert re.search(r"spectral_norm +\|\|J\|\|_2 = lambda_max +0\.\d+", text)
+    assert "sigma_(k) <= lambda_(k+1)" in text
+
+
+@pytest.mark.parametrize("command", ["inspect", "explain", "accuracy"])
+def test_help_is_spelled_for_the_terminal_and_has_examples(monkeypatch, command):
+    text = in_ascii(monkeypatch, command, "--help")
+    assert f"python -m jaxsoftjac {command} " in text
 
 
 def test_float64_and_standard_input_as_a_process():
@@ -215,6 +230,54 @@ def test_a_property_that_fails_is_status_1_and_named_with_its_row(capsys, tmp_pa
     assert "Failed: J = Jᵀ" in text
 
 
+FLOW = jax.jit(gradient_flow)
+
+
+def test_flow_spectrum_and_sweep_of_one_row(capsys):
+    argv = ["--flow", "--spectrum", "--sweep", "--temperatures", 2]
+    found = report(capsys, "inspect", *GOOD_ROW, *argv)
+    x = np.array(GOOD_ROW, np.float32)
+    expected = FLOW(x)._asdict()
+    assert list(found["flow"]) == list(expected)
+    np.testing.assert_allclose(list(found["flow"].values()), list(expected.values()), rtol=1e-5)
+    sigma, jacobian = numpy_jacobian(x.astype(float))
+    spectrum = found["spectrum"]
+    assert (spectrum["row"], spectrum["reason"]) == (0, "the row inspected")
+    np.testing.assert_allclose(spectrum["eigenvalues"], np.linalg.eigvalsh(jacobian), atol=1e-7)
+    np.testing.assert_allclose(spectrum["probabilities"], np.sort(sigma), rtol=1e-5)
+    (sweep,) = found["sweep"]
+    assert sweep["temperature"] == 2
+    np.testing.assert_allclose(sweep["entropy"], FLOW(x / 2).entropy, rtol=1e-5)
+
+
+def test_flow_spectrum_and_sweep_of_many_rows(capsys, tmp_path):
+    array = np.array([[9, 0, 0, 0], [2, 1, 0, 0], [60, 0, 1, 2]], np.float32)
+    np.save(tmp_path / "x.npy", array)
+    argv = [tmp_path / "x.npy", "--flow", "--spectrum", "--sweep", "--temperatures", 1, 20]
+    found = report(capsys, "inspect", *argv)
+    assert found["flow"]["collapsed_rows"] == 1
+    entropy = np.sort(FLOW(array).entropy)
+    np.testing.assert_allclose(list(found["flow"]["entropy"].values()), entropy, rtol=1e-5)
+    assert (found["spectrum"]["row"], found["spectrum"]["reason"]) == (1, "the largest λ_max")
+    assert [sweep["temperature"] for sweep in found["sweep"]] == [1, 20]
+    assert found["sweep"][1]["collapsed_rows"] == 0
+    assert cli.main(["inspect", *map(str, argv)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"gradient flow +formula +min +median +max\n", text)
+    assert re.search(r"collapsed_rows +max σ = 1 in float32 +1\n", text)
+    assert "Spectrum at row 1, the largest λ_max" in text
+    assert re.search(r"\n20 +0\.\d{4} ", text)
+
+
+def test_a_wide_spectrum_is_shortened(capsys):
+    row = [str(i / 9) for i in range(30)]
+    assert cli.main(["inspect", *row, "--spectrum"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("k  "))
+    assert [line.split()[0] for line in lines[start + 6 : start + 9]] == ["6", "…", "24"]
+    assert max(map(len, lines)) <= 80
+
+
 def npy(array):
     file = io.BytesIO()
     np.save(file, array)
@@ -306,6 +369,12 @@ def test_a_bad_file_is_named_with_what_is_wrong_and_where(capsys, tmp_path, name
         (["1", "2", "--plot", "x.xyz"], ["--plot", "unknown picture format"]),
         (["1", "2", "--plot", "folder.png"], ["--plot", "cannot be written"]),
         (["1", "2", "--bogus"], ["--bogus"]),
+        (["1", "2", "--sweep", "--temperatures", "1", "0"], ["--temperatures", "positive", "0"]),
+        (["1", "2", "--sweep", "--temperatures", "inf"], ["--temperatures", "finite"]),
+        (["1", "2", "--sweep", "--temperatures", "1e-300"], ["1e-300", "does not fit float32"]),
+        (["1", "--flow"], ["--flow", "at least two classes", "K = 1"]),
+        (["1", "--spectrum"], ["--spectrum", "K = 1"]),
+        (["1", "--sweep"], ["--sweep", "K = 1"]),
         ([], ["logits"]),
     ],
 )
@@ -362,7 +431,7 @@ sys.exit(status)
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_memory_stays_bounded_over_a_wide_file(tmp_path, order):
-    shape = (3072, 50257)  # 0.6 GB, which mapped at once would break the bound
+    shape = (2048, 50257)  # 0.4 GB, which mapped at once would break the bound
     stored = np.lib.format.open_memmap(
         tmp_path / "wide.npy", "w+", np.float32, shape, fortran_order=order == "F"
     )
@@ -370,6 +439,6 @@ def test_memory_stays_bounded_over_a_wide_file(tmp_path, order):
     del stored
     done = run("inspect", tmp_path / "wide.npy", program=("-c", PEAK))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "3072 rows, K = 50257" in done.stdout
+    assert "2048 rows, K = 50257" in done.stdout
     peak = int(done.stdout.rsplit(maxsplit=1)[1]) * 1024
     assert peak < 2**30

@@ -1,11 +1,23 @@
+"""Pictures: what they show is what was measured, at any size; none opens a window."""
+
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxsoftjac import softmax, softmax_jacobian
-from jaxsoftjac.plots import jacobian_block, plot_jacobian
+from jaxsoftjac.flow import gradient_flow, summarize, temperature_sweep
+from jaxsoftjac.plots import (
+    jacobian_block,
+    plot_accuracy,
+    plot_gradient_flow,
+    plot_jacobian,
+    plot_spectrum,
+    plot_temperature_sweep,
+)
+from jaxsoftjac.rounding import product_errors
 
 X = jnp.array([2.0, 1.0, 0.5, -0.5, 0.0])
 
@@ -58,6 +70,85 @@ def test_jacobian_block_is_the_block_of_the_jacobian():
     indices = np.array([0, 3, 4])
     block = jacobian_block(softmax(X), indices)
     np.testing.assert_allclose(block, softmax_jacobian(X)[np.ix_(indices, indices)], atol=1e-7)
+
+
+FLOW = jax.jit(gradient_flow)(np.random.default_rng(0).normal(size=(3, 40, 6)).astype(np.float32))
+PANELS = {
+    "H / log K": "entropy_share",
+    "2‖J‖₂": "spectral_norm_share",
+    "‖J‖_F / √(K − 1)": "gradient_gain",
+    "digits lost, log₁₀ κ": "digits_lost",
+}
+
+
+def test_each_eigenvalue_is_drawn_between_its_poles_and_below_the_bound():
+    axes = plot_spectrum(X).axes[0]
+    lower, upper, eigenvalues, half, quarter = (line.get_ydata() for line in axes.lines)
+    J = np.asarray(softmax_jacobian(X), np.float64)
+    np.testing.assert_allclose(eigenvalues, np.linalg.eigvalsh(J)[1:], rtol=1e-5)
+    sigma = np.sort(softmax(X))
+    np.testing.assert_allclose([lower, upper], [sigma[:-1], sigma[1:]], rtol=1e-6)
+    assert (half[0], quarter[0]) == (0.5, 0.25)
+    assert axes.get_yscale() == "linear"
+
+
+def test_a_peaked_spectrum_is_drawn_on_a_logarithmic_scale_and_saved(tmp_path):
+    figure = plot_spectrum(jnp.linspace(0.0, 9.0, 200))
+    assert figure.axes[0].get_yscale() == "log"
+    figure.savefig(tmp_path / "spectrum.png")
+    assert figure.get_figwidth() == 3.5
+
+
+def test_boxes_are_the_quantiles_of_each_layer(tmp_path):
+    figure = plot_gradient_flow(FLOW)
+    assert [axes.get_title() for axes in figure.axes] == list(PANELS)
+    quantiles = summarize(FLOW, axis=1).quantiles
+    for axes in figure.axes:
+        medians = [line.get_ydata()[0] for line in axes.lines if line.get_color() == "#D55E00"]
+        expected = np.asarray(getattr(quantiles, PANELS[axes.get_title()]))
+        np.testing.assert_allclose(medians, expected[2], rtol=1e-6)
+        low, high = axes.get_ylim()
+        assert low <= expected.min() < expected.max() <= high
+    figure.savefig(tmp_path / "flow.png")
+
+
+def test_many_named_heads_have_few_labels(tmp_path):
+    head = jax.tree.map(lambda a: np.asarray(a[0]), FLOW)
+    figure = plot_gradient_flow({f"head {i}": head for i in range(60)})
+    labels = [label.get_text() for label in figure.axes[3].get_xticklabels()]
+    assert labels == [f"head {i}" for i in range(0, 60, 3)]
+    figure.savefig(tmp_path / "flow.png")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_sweep_shows_the_median_row(tmp_path, rows):
+    temperatures = np.array([0.01, 1, 100], np.float32)
+    x = np.array([[5, 1, 0, 0], [9, 1, 0, 0], [7, 1, 0, 0]], np.float32)[:rows]
+    sweep = jax.jit(temperature_sweep)(x if rows > 1 else x[0], temperatures)
+    figure = plot_temperature_sweep(sweep)
+    middle = np.asarray(sweep.flow.entropy_share) if rows == 1 else sweep.flow.entropy_share[:, 2]
+    line = figure.axes[0].lines[0]
+    np.testing.assert_allclose(line.get_xydata(), np.stack([temperatures, middle], 1), rtol=1e-6)
+    assert figure.axes[0].get_xscale() == "log"
+    figure.savefig(tmp_path / "sweep.png")
+
+
+def test_errors_are_drawn_against_the_gap_by_offset(tmp_path):
+    errors = product_errors(gaps=(0, 12), offsets=(0, 1e3), rows=4)
+    figure = plot_accuracy(errors)
+    assert [axes.get_title() for axes in figure.axes] == ["v ~ N(0, 1)", "v ~ N(1000, 1)"]
+    for j, axes in enumerate(figure.axes):
+        for line, found in zip(axes.lines, errors.errors.values(), strict=False):
+            np.testing.assert_allclose(line.get_xydata(), np.stack([(0, 12), found[:, j]], 1))
+    assert len({(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines}) == 4
+    figure.savefig(tmp_path / "accuracy.png")
+
+
+def test_nothing_to_show_is_an_error():
+    with pytest.raises(ValueError, match="`flows` must hold at least one layer or head"):
+        plot_gradient_flow({})
+    with pytest.raises(ValueError, match=r"`x` must have shape \(K,\) with K ≥ 2, got \(1,\)"):
+        plot_spectrum(jnp.zeros(1))
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3), (0,)])
