@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import allocator
 
-SUBJECTS = ("functions", "dense", "losses")
+SUBJECTS = ("functions", "dense", "losses", "linear_losses")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

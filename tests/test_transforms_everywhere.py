@@ -55,21 +55,6 @@ def plain_log_jacobian(x):
     return jax.vmap(jax.jacrev(plain_log_softmax))(x)
 
 
-def plain_gauss_newton(x):
-    kernel = jnp.sin(x).T
-    z, push = jax.linearize(jnp.matmul, x, kernel)
-    by_logits = (plain_jacobian(z) @ push(jnp.cos(x), x.T)[..., None])[..., 0]
-    return jnp.concatenate([by_logits @ kernel.T, by_logits.T @ x])
-
-
-def gauss_newton(x):
-    moves = (jnp.cos(x), x.T)
-    by_hidden, by_kernel = jsj.linear_cross_entropy_gauss_newton(
-        x, jnp.sin(x).T, PERM, moves, block_size=2
-    )
-    return jnp.concatenate([by_hidden, by_kernel.T])
-
-
 V = np.random.default_rng(7).normal(size=(3, 4))
 
 # name: (function of logits [3, 4], the same by textbook formulas)
@@ -166,10 +151,6 @@ TABLE = {
     ),
     "softmax_hessian": (jsj.softmax_hessian, jax.vmap(jax.hessian(plain_softmax))),
     "linear_cross_entropy": (
-        lambda x: jsj.linear_cross_entropy(x, jnp.cos(x).T, PERM, block_size=2, z_loss=0.2),
-        lambda x: plain_cross_entropy(x @ jnp.cos(x).T, jnp.eye(3, dtype=x.dtype)[PERM], 0.0, 0.2),
-    ),
-    "linear_cross_entropy, mean": (
         lambda x: jsj.linear_cross_entropy(
             x, jnp.cos(x).T, PERM, block_size=2, label_smoothing=0.1, reduction="mean"
         ),
@@ -177,7 +158,6 @@ TABLE = {
             plain_cross_entropy(x @ jnp.cos(x).T, jnp.eye(3, dtype=x.dtype)[PERM], 0.1, 0.0)
         ),
     ),
-    "linear_cross_entropy_gauss_newton": (gauss_newton, plain_gauss_newton),
 }
 
 
@@ -279,9 +259,13 @@ def test_exports_to_cpu_cuda_and_tpu(name):
 
 def test_the_table_holds_every_public_array_function():
     tested = {name.split(",")[0] for name in TABLE}
-    diagnostics = {"verify_jacobian_properties", "probe_jacobian_properties"}  # test_diagnostics
+    elsewhere = {
+        "verify_jacobian_properties",  # test_properties
+        "probe_jacobian_properties",
+        "linear_cross_entropy_gauss_newton",  # test_linear_losses: 17 ways take minutes to compile
+    }
     public = {n for n, f in vars(jsj).items() if inspect.isfunction(f)}
-    assert public == tested | diagnostics
+    assert public == tested | elsewhere
 
 
 def derivative_along(softmax, directions):
