@@ -44,7 +44,7 @@ def modes(loss: Loss) -> dict[str, Callable]:
     """Programs of (operands, labels, tangents), operands and tangents being (hidden, kernel)."""
 
     def of(labels):
-        return lambda rows: loss(*rows, labels)
+        return lambda rows: loss(rows[0], rows[1], labels)
 
     def gradient(rows, labels, t):
         return jax.value_and_grad(of(labels))(rows)
