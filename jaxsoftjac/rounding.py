@@ -107,7 +107,7 @@ def exact_product(x: np.ndarray, v: np.ndarray) -> np.ndarray:
     return w
 
 
-def worst_error(found: jax.Array, exact: np.ndarray) -> float:
+def worst_error(found: jax.Array | np.ndarray, exact: np.ndarray) -> float:
     """The largest ‖found − exact‖₁/‖exact‖₁ of a row; a NaN is not lost."""
     error = np.abs(np.asarray(found, np.longdouble) - exact).sum(-1) / np.abs(exact).sum(-1)
     return float(np.max(error))

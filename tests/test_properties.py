@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import long_softmax, peaked_rows
+from test_transforms_everywhere import FAST
 
 import jaxsoftjac as jsj
 from jaxsoftjac import probes, properties
@@ -14,11 +15,11 @@ DIAGNOSTICS = [jsj.verify_jacobian_properties, jsj.probe_jacobian_properties]
 
 
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
-@pytest.mark.parametrize("K", [1, 2, 3, 16, 64])
+@pytest.mark.parametrize("K", [1, 3, 64])
 def test_all_properties_hold(diagnose, K):
     gaps = (0, 4, 10, 16, 20, 40, 90)
     x = np.stack([peaked_rows(K, gap, 0, 1, 3)[0] for gap in gaps])
-    measured = jax.jit(diagnose)(x)
+    measured = jax.jit(diagnose, compiler_options=FAST)(x)
     chex.assert_shape(measured.all_hold, (len(gaps), 3))
     for name, value in measured._asdict().items():
         if value.dtype == bool:
@@ -28,10 +29,10 @@ def test_all_properties_hold(diagnose, K):
 
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
 def test_vmap_and_eager_agree_with_jit(diagnose):
-    x = np.array([[2, 1, 0.5, -0.5], [5, 1, 0, 0]], np.float32)
-    together = jax.jit(diagnose)(x)
-    chex.assert_trees_all_close(jax.vmap(diagnose)(x), together, atol=1e-6)
-    chex.assert_trees_all_close(diagnose(x[0]), jax.tree.map(lambda a: a[0], together), atol=1e-6)
+    x = np.array([[2, 1, 0.5], [5, 1, 0]], np.float32)
+    eager = diagnose(x)
+    chex.assert_trees_all_close(jax.jit(diagnose)(x), eager, atol=1e-6)
+    chex.assert_trees_all_close(jax.jit(jax.vmap(diagnose))(x), eager, atol=1e-6)
 
 
 def test_measurements_of_the_seeds_row():
