@@ -93,7 +93,7 @@ def dot_product_attention(
         origins = jnp.zeros_like(origins[0]), origins[1]
     operands = Operands(q, k, v, _broadcastable("bias", bias, shape))
     fixed = Fixed(_broadcastable("mask", mask, shape), span, *origins)
-    o, lse = attend(operands, fixed, plan)
+    o, lse = attend(_varying(operands, fixed), fixed, plan)
     key_origin, value_origin = (_per_head(x, N) for x in origins)
     lse = _where_seen(lse, lse + plan.scale * jnp.sum(wide(q) * key_origin, -1), -jnp.inf)
     if axis_name is not None:
@@ -105,6 +105,18 @@ def dot_product_attention(
     if unbatched:
         o, lse = o[0], lse[0]
     return (o, lse) if return_residual else o
+
+
+def _varying(operands, fixed):
+    """The operands, varying over each mapped axis that anything varies over.
+
+    The sum over devices, which is the transpose of that, then stands before the loops over blocks
+    and not inside them.
+    """
+    zeros = [
+        lax.full_like(x, 0, operands.query.dtype, ()) for x in jax.tree.leaves((operands, fixed))
+    ]
+    return jax.tree.map(lambda x: x + sum(zeros).astype(x.dtype), operands)
 
 
 def _where_seen(lse, x, otherwise):

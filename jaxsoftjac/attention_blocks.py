@@ -99,7 +99,7 @@ def _softmax_rows(rows, keys, plan):
         total = total * kept + jnp.sum(p, -1, keepdims=True)
         return new_top, total, acc * kept + _mix(p, v)
 
-    zero, zeros = _zeros(queries[0], v, (rows, keys))
+    zero, zeros = _zeros(queries[0], v)
     carry = zero + float(jnp.finfo(zero.dtype).min), zero, zeros
     top, total, acc = _scan(step, carry, (k, v, bias), limits, positions, plan)
     return acc / jnp.where(total == 0, 1, total), top + jnp.log(total)
@@ -131,7 +131,7 @@ def _push_rows(rows, keys, plan):
         w = p * (s_tangent - mean)
         return carry[0] + jnp.sum(w, -1, keepdims=True), carry[1] + _mix(w, v) + _mix(p, v_tangent)
 
-    zero, zeros = _zeros(queries[0], v, (rows, keys))
+    zero, zeros = _zeros(queries[0], v)
     blocks = (k, v, bias), (k_tangent, v_tangent, bias_tangent)
     mean = _scan(add_mean, zero, blocks, limits, positions, plan)
     rest, acc = _scan(add_centred, (zero, zeros), blocks, limits, positions, plan)
@@ -139,7 +139,7 @@ def _push_rows(rows, keys, plan):
 
 
 def _scaled(q, limits, plan):
-    """The queries times `scale`, and NaN at those that are not finite, which are 0 then, or None."""
+    """The queries times `scale`; in presence of masks 0 for those with NaN or ∞, and which."""
     mask, span, _ = limits
     q = wide(q) * plan.scale
     return (q, None) if mask is None and span is None else (_finite(q), _spoilt(q))
@@ -179,10 +179,9 @@ def _spoilt(x):
     return jnp.where(jnp.all(jnp.isfinite(x), -1, keepdims=True), 0, jnp.nan).astype(x.dtype)
 
 
-def _zeros(q, v, everything):
-    """Zeros [B, K, G, T, 1] and [B, K, G, T, D], varying over every mapped axis of `everything`."""
-    scalars = [lax.full_like(x, 0, q.dtype, ()) for x in jax.tree.leaves(everything)]
-    zero = jnp.zeros_like(q[..., :1]) + sum(scalars)
+def _zeros(q, v):
+    """Zeros [B, K, G, T, 1] and [B, K, G, T, D], sharded as q."""
+    zero = jnp.zeros_like(q[..., :1])
     return zero, jnp.broadcast_to(zero, (*zero.shape[:-1], v.shape[-1]))
 
 
@@ -287,7 +286,7 @@ def _split(x, axis, length, size, strided=False):
 
 def _map(function, rows, keys, plan):
     """`function` of every block of queries; its two results as [B, T, N, D] and [B, T, N]."""
-    if plan.queries <= plan.query_block:
+    if 0 < plan.queries <= plan.query_block:
         one = function(jax.tree.map(lambda x: x[0], rows), keys)
         o, lse = jax.tree.map(lambda x: x[None], one)
     else:
