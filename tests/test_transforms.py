@@ -79,7 +79,7 @@ def test_hessians():
     chex.assert_trees_all_close(ours, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("argnums", [0, 1, (1,), (1, 0), -1])
+@pytest.mark.parametrize("argnums", [0, (1, 0), -1])
 def test_hvp_is_the_dense_hessian_times_the_tangents(argnums):
     arguments = PARAMS, rows(4)
     at = arguments[argnums] if isinstance(argnums, int) else tuple(arguments[i] for i in argnums)
