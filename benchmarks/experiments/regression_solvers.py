@@ -7,6 +7,7 @@ distance of its loss from the least one found. The table has the fastest fit to 
 
 import jax
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks import regression
 from benchmarks.classification_data import digits, mnist
@@ -48,6 +49,7 @@ def draw(axes, name, runs, least):
         axes.loglog([r.seconds for r in mine], excess, style, markersize=4, label=solver)
     axes.axhline(regression.GOAL, color="grey", linewidth=0.8)
     axes.set(title=name, xlabel="seconds", ylabel="loss above the least")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=7)
 
 
