@@ -149,7 +149,7 @@ def low_precision(report: Report, n: int) -> None:
             ]
             rows.append([f"common part {offset}, {name}", *(f"{e:.1e}" for e in errors)])
             if name == "jaxsoftjac":
-                worst = float(np.max([worst, *errors]))
+                worst = float(np.max([worst, *map(float, errors)]))
     report.add("Error of the gradient in bfloat16", ["", "query", "key", "value"], rows)
     report.claims.append(Claim("error of the gradient in bfloat16, normwise", 2.0**-8, worst))
 

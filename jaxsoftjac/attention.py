@@ -86,7 +86,8 @@ def dot_product_attention(
     shape = B, N, T, k.shape[1]
     if not isinstance(scale, int | float | None):  # learned: JAX differentiates by it here
         q, scale = wide(q) * scale, 1.0
-    plan = _plan(q, k, scale, logit_softcap, block_size, is_causal, local_window_size)
+    band = _band(is_causal, local_window_size, 2**30)
+    plan = _plan(q, k, scale, logit_softcap, block_size, band, axis_name is not None)
     span = _span(plan, query_seq_lengths, key_value_seq_lengths, B, axis_name)
     origins = _mean(k, axis_name), _mean(v, axis_name)
     if logit_softcap is not None:  # the capped scores are not moved along by the keys' origin
@@ -113,10 +114,10 @@ def _varying(operands, fixed):
     The sum over devices, which is the transpose of that, then stands before the loops over blocks
     and not inside them.
     """
-    zeros = [
-        lax.full_like(x, 0, operands.query.dtype, ()) for x in jax.tree.leaves((operands, fixed))
-    ]
-    return jax.tree.map(lambda x: x + sum(zeros).astype(x.dtype), operands)
+    dtype = operands.query.dtype
+    first, *rest = (lax.full_like(x, 0, dtype, ()) for x in jax.tree.leaves((operands, fixed)))
+    zero = sum(rest, first)
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), operands)
 
 
 def _where_seen(lse, x, otherwise):
@@ -178,17 +179,16 @@ def _span(plan, query_lengths, key_lengths, batch, axis_name):
     return start, jnp.minimum(stop - origin, plan.keys)
 
 
-def _plan(q, k, scale, softcap, block_size, is_causal, window):
+def _plan(q, k, scale, softcap, block_size, band, is_split):
     (B, T, N, H), (_, S, K, _) = q.shape, k.shape
     if softcap is not None and not softcap > 0:
         raise ValueError(f"`logit_softcap` must be > 0 or None, got {softcap}")
     scale = 1 / math.sqrt(H) if scale is None else float(scale)
-    band = _band(is_causal, window, 2**30)
     query_block, *key_blocks = _block_sizes(block_size, B * N)
     if jax.typeof(q).sharding.spec[1] is not None:
         query_block = T  # blocks would cut through the devices' slices
     even = [_even(T, query_block), *(_even(S, size) for size in key_blocks)]
-    return Plan(T, S, K, scale, softcap, even[0], (even[1], even[2]), band)
+    return Plan(T, S, K, scale, softcap, even[0], (even[1], even[2]), band, is_split)
 
 
 def _block_sizes(block_size, heads):
@@ -219,7 +219,8 @@ def _band(is_causal, window, unbounded):
     window = (window, window) if isinstance(window, int) else tuple(window)
     if len(window) != 2 or not all(isinstance(w, int) and w >= 0 for w in window):
         raise ValueError(f"`local_window_size` must be one or two ints ≥ 0, got {window}")
-    return window[0], 0 if is_causal else window[1]
+    before, after = (min(w, unbounded) for w in window)
+    return before, 0 if is_causal else after
 
 
 def _check_operands(q, k, v):

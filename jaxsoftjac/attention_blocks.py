@@ -8,7 +8,7 @@ Letters in shapes: B batch, T queries, S keys, N heads, K key heads, G = N / K, 
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,7 @@ class Operands(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """What it is not differentiated by.
-
-    The origins are subtracted from keys and values before anything is rounded.
-    """
+    """What it is not differentiated by; origins are subtracted from keys and values first."""
 
     mask: jax.Array | None  # boolean, broadcast to [B, N, T, S]
     span: tuple[jax.Array, jax.Array] | None  # the first key and the one past the last, [B|1, T]
@@ -52,6 +49,7 @@ class Plan(NamedTuple):
     query_block: int
     key_blocks: tuple[int, int]  # of the primal, and of the tangent program
     band: tuple[int, int] | None  # how many keys before and after its own place a query can see
+    is_split: bool  # whether the keys are a slice, so that places are not those of the queries
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -117,9 +115,8 @@ def _push_rows(rows, keys, plan):
 
     def pushed_scores(block, seen):
         scores = partial(_scores, seen=seen, origins=origins, plan=plan)
-        (s, v), (s_tangent, v_tangent) = jax.jvp(
-            scores, (queries, block[0]), (queries_tangent, block[1])
-        )
+        primals, tangents = (queries, block[0]), (queries_tangent, block[1])
+        (s, v), (s_tangent, v_tangent) = jax.jvp(scores, primals, tangents)
         return jnp.exp(s - lse), s_tangent, v, v_tangent
 
     def add_mean(mean, block, seen):
@@ -185,7 +182,7 @@ def _zeros(q, v):
     return zero, jnp.broadcast_to(zero, (*zero.shape[:-1], v.shape[-1]))
 
 
-def _scan(step, carry, blocks, limits, positions, plan):
+def _scan(step, carry, blocks, limits, positions, plan) -> Any:
     """`step` over the blocks of keys, except those that no query sees.
 
     Nothing of a step is kept for a derivative, which computes it again. The second checkpoint, in
@@ -304,7 +301,8 @@ def _joined(x, plan):
 
 def _reach(plan, count, size):
     """The first key block of every query block, and how many blocks of keys any of them sees."""
-    before, after = plan.band or (plan.queries + plan.keys,) * 2
+    everything = (plan.queries + plan.keys,) * 2
+    before, after = everything if plan.is_split or plan.band is None else plan.band
     begin = np.arange(0, plan.queries, plan.query_block)
     first = np.clip(begin - before, 0, plan.keys) // size
     last = -(-np.clip(begin + plan.query_block + after, 0, plan.keys) // size)
