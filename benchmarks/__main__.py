@@ -14,7 +14,16 @@ from pathlib import Path
 
 from benchmarks import allocator
 
-SUBJECTS = ("functions", "dense", "losses", "linear_losses")
+SUBJECTS = (
+    "functions",
+    "dense",
+    "losses",
+    "operators",
+    "linear_losses",
+    "attention",
+    "transforms",
+    "regression",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
