@@ -18,7 +18,7 @@ from jaxsoftjac.linear_gradients import Static, gradient_pushforward, loss, weig
 from jaxsoftjac.losses import checked_mixture, integer_labels
 from jaxsoftjac.vocabulary import Layout, Operands, logits_dtype, row_terms
 
-_BLOCK_ELEMENTS = 2**19  # logits of one block, in all examples: 2 MB in float32
+_BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
 _NARROWEST = 128  # classes: a block is then no larger than `hidden`, for D ≥ 128
 
 
@@ -65,8 +65,8 @@ def linear_cross_entropy(
         ignore_index: label whose examples have loss 0 and gradient 0, whatever their `hidden`.
         reduction: "none", "sum", or "mean": the sum over the sum of the weights of the examples
             that are not ignored, 0 if there are none.
-        block_size: classes per block; by default so many that a block has 2¹⁹ logits, but at
-            least 128: then a block is no larger than `hidden`, and examples need no tiles.
+        block_size: classes per block; by default V/16, or so many that a block has 2²⁰ logits,
+            but at least 128: then a block is no larger than `hidden`, and examples need no tiles.
         return_log_normalizer: also return logsumexp z, [...].
         axis_name: mapped axis (`shard_map`, `vmap`) over which `kernel` and `bias` are split along
             V in equal slices; labels are global. Of the batch's size are the values communicated;
@@ -186,7 +186,8 @@ def _problem(
 
 def _layout(V, N, block_size, softcap, smoothing, axis_name):
     if block_size is None:
-        blocks = -(-V // max(_NARROWEST, _BLOCK_ELEMENTS // max(1, N)))
+        widest = min(_BLOCK_ELEMENTS // max(1, N), V // 16)
+        blocks = -(-V // max(_NARROWEST, widest))
         block_size = max(1, V // blocks)
     elif not block_size >= 1:
         raise ValueError(f"`block_size` must be ≥ 1 or None, got {block_size}")
