@@ -267,7 +267,8 @@ def target_mass(x, labels, rows: Rows, mixture: Mixture) -> jax.Array:
     return rows.sum(_smoothed(labels, x, rows, mixture))
 
 
-def integer_labels(labels, shape, axis):
+def integer_labels(labels: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """Checked integer labels for logits of `shape`, with length 1 on the class axis."""
     expected = shape[:axis] + shape[axis + 1 :]
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
@@ -277,6 +278,7 @@ def integer_labels(labels, shape, axis):
 
 
 def checked_mixture(label_smoothing: Any, z_loss: Any) -> Mixture:
+    """The options, checked."""
     for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise TypeError(f"`{name}` must be a Python number, got {type(value).__name__}")
