@@ -4,6 +4,7 @@
 ['J·v', 'D²σ[v, v]']
 """
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -123,7 +124,7 @@ def _libraries() -> dict[str, dict[str, Function]]:
 def _torch_functions() -> dict[str, dict[str, Function]]:
     """Those of torch, or none where it is not installed."""
     try:
-        import torch
+        torch = importlib.import_module("torch")
     except ImportError:
         return {}
 
