@@ -19,7 +19,7 @@ from jaxsoftjac.losses import checked_mixture, integer_labels
 from jaxsoftjac.vocabulary import Layout, Operands, logits_dtype, row_terms
 
 _BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
-_NARROWEST = 128  # classes: a block is then no larger than `hidden`, for D ≥ 128
+_NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128
 
 
 class _Problem(NamedTuple):
@@ -49,7 +49,7 @@ def linear_cross_entropy(
 
     As `cross_entropy`, exact in the tails, but the logits are computed in blocks of classes and
     never held, in any mode or order. A gradient takes four products of size N×D×V: three, with
-    the logits of a tile of examples held at once, were measured to be slower.
+    the logits of a tile of examples held at once, were measured to be no faster.
 
     Cost: O(N·D·V) time; O((N + V)·D + N·block) memory, in every mode and order.
 
@@ -66,7 +66,7 @@ def linear_cross_entropy(
         reduction: "none", "sum", or "mean": the sum over the sum of the weights of the examples
             that are not ignored, 0 if there are none.
         block_size: classes per block; by default V/16, or so many that a block has 2²⁰ logits,
-            but at least 128: then a block is no larger than `hidden`, and examples need no tiles.
+            but at least 128: a block of 128 is no larger than `hidden` for D ≥ 128.
         return_log_normalizer: also return logsumexp z, [...].
         axis_name: mapped axis (`shard_map`, `vmap`) over which `kernel` and `bias` are split along
             V in equal slices; labels are global. Of the batch's size are the values communicated;
@@ -119,7 +119,8 @@ def linear_cross_entropy_gauss_newton(
         along = linear_cross_entropy_gauss_newton(hidden, kernel, labels, (push(t), kernel_t))
         product = jax.linear_transpose(push, params)(along[0])[0], along[1]
 
-    Cost: O(N·D·V) time, three to four times that of the loss; memory as `linear_cross_entropy`.
+    Cost: nine products of size N×D×V, where a gradient takes four; memory as
+    `linear_cross_entropy`.
 
     Args:
         hidden: as for `linear_cross_entropy`, as are all that are not named here.

@@ -172,16 +172,21 @@ def root(
 
 @root.defjvp
 def _(on_simplex, primals, tangents):
-    sigma, lower, upper = primals
-    tangent, lower_tangent, upper_tangent = tangents
-    near, offset = root(on_simplex, *primals)
-    moved = _pushforward(tangent, (sigma, near, offset, upper), on_simplex)
-    near_tangent = jnp.where(near == lower, lower_tangent, upper_tangent)
-    return (near, offset), (near_tangent, moved - near_tangent)
+    return root(on_simplex, *primals), _pushforward(tangents, primals, on_simplex)
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
-def _pushforward(tangent, primals, on_simplex):
+def _pushforward(tangents, primals, on_simplex):
+    # The root is found again: JAX 0.10 drops the rules of what is kept inside `lax.scan`, and
+    # reverse mode cannot differentiate the iteration itself.
+    near, offset = root(on_simplex, *primals)
+    (sigma, lower, upper), (tangent, lower_tangent, upper_tangent) = primals, tangents
+    moved = _eigenvalue_tangent(tangent, (sigma, near, offset, upper), on_simplex)
+    near_tangent = jnp.where(near == lower, lower_tangent, upper_tangent)
+    return near_tangent, moved - near_tangent
+
+
+def _eigenvalue_tangent(tangent, primals, on_simplex):
     """λ̇ = Σ (λ²w − offset²)σ̇ / Σ wσ² with w = (offset/(σ − λ))², 1 on a tied group and else 0.
 
     The null vector's is −Σσ̇/Σ(σ/(σ − λ))² at λ = 0.
@@ -257,11 +262,7 @@ def _small_root(c, p, q):
     """The root of ct² − pt + q = 0 that stays finite as c → 0, without cancellation."""
     d = jnp.sqrt(jnp.maximum(p * p - 4 * q * c, 0))
     is_positive = p > 0
-    numerator, denominator = (
-        jnp.where(is_positive, 2 * q, p - d),
-        jnp.where(is_positive, p + d, 2 * c),
-    )
-    return numerator / denominator
+    return jnp.where(is_positive, 2 * q, p - d) / jnp.where(is_positive, p + d, 2 * c)
 
 
 def _inside(t, a, b, margin):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import U, long_softmax
+from helpers import WIDE, U, close, long_softmax
 from test_transforms_everywhere import FAST
 
 from jaxsoftjac.operators import SoftmaxJacobian
@@ -137,3 +137,19 @@ def test_no_square_matrix_in_memory():
     loss = jax.grad(lambda s: jnp.sum(eigenvalues(s) ** 2))
     memory = jax.jit(loss).lower(sigma).compile().memory_analysis()
     assert memory.temp_size_in_bytes < K * K * 4 / 4
+
+
+@pytest.mark.parametrize("method", ["eigvalsh", "spectral_norm"])
+def test_second_derivatives_inside_a_scan(method):
+    """JAX 0.10 drops rules there; rows of more than 1000 classes are scanned over."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4)), WIDE)
+
+    def of_row(row):
+        return getattr(SoftmaxJacobian.from_logits(row), method)()
+
+    def hvp(mapped):
+        total = lambda x: jnp.sum(jnp.sin(mapped(of_row)(x)))  # noqa: E731
+        return jax.jit(lambda x: jax.jvp(jax.grad(total), (x,), (jnp.cos(x),))[1])
+
+    scanned = hvp(lambda f: lambda x: jax.lax.map(f, x))(x)
+    close(scanned, hvp(jax.vmap)(x))

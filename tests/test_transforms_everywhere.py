@@ -55,6 +55,10 @@ def plain_log_jacobian(x):
     return jax.vmap(jax.jacrev(plain_log_softmax))(x)
 
 
+def attention_arrays(x):
+    return x[:, None], jnp.sin(x)[:, None], jnp.cos(x)[:, None]
+
+
 V = np.random.default_rng(7).normal(size=(3, 4))
 
 # name: (function of logits [3, 4], the same by textbook formulas)
@@ -157,6 +161,12 @@ TABLE = {
         lambda x: jnp.mean(
             plain_cross_entropy(x @ jnp.cos(x).T, jnp.eye(3, dtype=x.dtype)[PERM], 0.1, 0.0)
         ),
+    ),
+    "dot_product_attention": (
+        lambda x: jsj.dot_product_attention(*attention_arrays(x), is_causal=True, block_size=2)[
+            :, 0
+        ],
+        lambda x: plain_softmax(x @ jnp.sin(x).T / 2, where=np.tri(3, dtype=bool)) @ jnp.cos(x),
     ),
 }
 
@@ -265,7 +275,6 @@ def test_the_table_holds_every_public_array_function():
         "gradient_flow",  # test_flow, test_attention_rows: measurements
         "attention_flow",
         "linear_cross_entropy_gauss_newton",  # test_linear_losses: 17 ways take minutes to compile
-        "dot_product_attention",  # test_attention: as many ways of its own
         "jacobian",  # functions of functions: test_transforms, test_curvature
         "hessian",
         "hvp",
