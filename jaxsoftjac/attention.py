@@ -4,7 +4,7 @@
 >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 1024, 2, 16))
 >>> attend = lambda q: dot_product_attention(q, k, v, is_causal=True)
 >>> loss = lambda q: jnp.sum(jax.jvp(attend, (q,), (jnp.cos(q),))[1] ** 2)
->>> print(jax.grad(loss)(q).shape)      # reverse over forward: a MeanFlow or consistency loss
+>>> print(jax.jit(jax.grad(loss))(q).shape)  # reverse over forward, as in MeanFlow
 (1, 1024, 2, 16)
 """
 
@@ -84,19 +84,21 @@ def dot_product_attention(
         q, k, v = q[None], k[None], v[None]
     B, T, N, H = q.shape
     shape = B, N, T, k.shape[1]
+    q, k, v = wide(q), wide(k), wide(v)  # here, so that their derivatives are rounded but once
     if not isinstance(scale, int | float | None):  # learned: JAX differentiates by it here
-        q, scale = wide(q) * scale, 1.0
+        q, scale = q * scale, 1.0
     band = _band(is_causal, local_window_size, 2**30)
     plan = _plan(q, k, scale, logit_softcap, block_size, band, axis_name is not None)
     span = _span(plan, query_seq_lengths, key_value_seq_lengths, B, axis_name)
     origins = _mean(k, axis_name), _mean(v, axis_name)
     if logit_softcap is not None:  # the capped scores are not moved along by the keys' origin
         origins = jnp.zeros_like(origins[0]), origins[1]
-    operands = Operands(q, k, v, _broadcastable("bias", bias, shape))
+    bias = None if bias is None else _broadcastable("bias", bias, shape).astype(q.dtype)
+    operands = Operands(q, k, v, bias)
     fixed = Fixed(_broadcastable("mask", mask, shape), span, *origins)
     o, lse = attend(_varying(operands, fixed), fixed, plan)
     key_origin, value_origin = (_per_head(x, N) for x in origins)
-    lse = _where_seen(lse, lse + plan.scale * jnp.sum(wide(q) * key_origin, -1), -jnp.inf)
+    lse = _where_seen(lse, lse + plan.scale * jnp.sum(q * key_origin, -1), -jnp.inf)
     if axis_name is not None:
         o, lse = _over_slices(o, lse, axis_name)
     o = _where_seen(lse[..., None], o + value_origin, 0)
@@ -126,7 +128,7 @@ def _where_seen(lse, x, otherwise):
 
 def _mean(x, axis_name):
     """Mean over the sequence, [B, 1, K, D], without what is not finite; a constant."""
-    x = lax.stop_gradient(wide(x))
+    x = lax.stop_gradient(x)
     x = jnp.where(jnp.isfinite(x), x, 0)
     mean = jnp.sum(x, 1, keepdims=True) / max(x.shape[1], 1)
     return mean if axis_name is None else lax.pmean(mean, axis_name)

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsoftjac._checks import wide
-
 _again = partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -138,7 +136,7 @@ def _push_rows(rows, keys, plan):
 def _scaled(q, limits, plan):
     """The queries times `scale`; in presence of masks 0 for those with NaN or ∞, and which."""
     mask, span, _ = limits
-    q = wide(q) * plan.scale
+    q = q * plan.scale
     return (q, None) if mask is None and span is None else (_finite(q), _spoilt(q))
 
 
@@ -149,7 +147,7 @@ def _scores(queries, operands, seen, origins, plan):
     multiplied by p = 0 stays finite, and a query that does see it is NaN.
     """
     (q, spoilt), (k, v, bias) = queries, operands
-    k, v = wide(k) - origins[0], wide(v) - origins[1]
+    k, v = k - origins[0], v - origins[1]
     if seen is not None:
         spoilt = spoilt + jnp.swapaxes(_spoilt(k) + _spoilt(v), 2, 3)[:, :, None]
         k, v = _finite(k), _finite(v)
@@ -157,7 +155,7 @@ def _scores(queries, operands, seen, origins, plan):
     if plan.softcap is not None:
         s = plan.softcap * jnp.tanh(s / plan.softcap)
     if bias is not None:
-        s = s + bias.astype(s.dtype)
+        s = s + bias
     if spoilt is not None:
         s = s + spoilt
     return s if seen is None else jnp.where(seen, s, -jnp.inf), v
