@@ -21,7 +21,6 @@ from jaxsoftjac.functions import (
     linear,
     log_softmax_rows,
     logsumexp_rows,
-    rest_of_sum,
     softmax_rows,
 )
 from jaxsoftjac.products import Rows, centre
@@ -105,7 +104,11 @@ def _(rows, mixture, primals, tangents):
 def _label_pushforward(tangent, x, labels, static):
     rows, mixture = static
     row, s, z = wide(x), mixture.label_smoothing, mixture.z_loss
-    gradient = (1 - s) * _label_gradient(row, labels, rows)
+    gradient = _label_gradient(row, labels, rows)
+    moves = gradient != 0  # quicker than x ≠ −∞, and the same: it is 0 only where J is
+    if mixture != Mixture():
+        moves = x != -jnp.inf
+        gradient = (1 - s) * gradient
     if s:
         gradient = (
             gradient
@@ -114,18 +117,18 @@ def _label_pushforward(tangent, x, labels, static):
         )
     if z:
         gradient = gradient + 2 * z * logsumexp_rows(row, rows) * softmax_rows(row, rows)
-    moves = is_alive(x, rows) & (x != -jnp.inf)
-    pushed = rows.sum(jnp.where(moves, gradient, 0) * wide(tangent))
+    pushed = rows.sum(jnp.where(moves, gradient * wide(tangent), 0))
     return (_in_range(labels, x, rows) * pushed).astype(tangent.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _label_gradient(x: jax.Array, labels: jax.Array, rows: Rows) -> jax.Array:
-    """σ − one-hot, where σ_c − 1 = expm1(log σ_c) does not cancel."""
-    depth = x - rows.max(x)
-    tail = jnp.log1p(rest_of_sum(depth, rows))
-    at_label = jnp.expm1(-_surprise_at(labels, x, rows))
-    return jnp.where(_is_label(labels, x, rows), at_label, jnp.exp(depth - tail))
+    """σ − one-hot: at the label minus the sum of the others, or 0 where that is excluded."""
+    is_label, others, depth = _apart(x, labels, rows)
+    rest = rows.sum(others)
+    scale = 1 / jnp.maximum(rest + jnp.exp(-depth), float(jnp.finfo(x.dtype).tiny))
+    is_kept = _at_label(x, labels, rows) != -jnp.inf
+    return others * scale - is_label * jnp.where(is_kept, rest * scale, 0)
 
 
 @_label_gradient.defjvp
@@ -136,9 +139,21 @@ def _(rows, primals, tangents):
 
 def _surprise_at(labels, x, rows):
     """−log σ at the label: two terms ≥ 0; +∞ at an excluded class."""
-    top, at_label = rows.max(x), _at_label(x, labels, rows)
-    surprise = (top - at_label) + jnp.log1p(rest_of_sum(x - top, rows))
-    return jnp.where(at_label == -jnp.inf, jnp.inf, surprise)
+    _, others, depth = _apart(x, labels, rows)
+    surprise = depth + jnp.log1p(rows.sum(others) + (jnp.exp(-depth) - 1))
+    return jnp.where(is_alive(x, rows), surprise, jnp.inf)
+
+
+def _apart(x, labels, rows):
+    """One-hot of the label, exp(x − max) of the other classes (0 at the label), max − x there.
+
+    Nothing is subtracted from a sum, so that Σ of the others keeps its digits. The label leaves by
+    arithmetic, because XLA's CPU kernels store a whole array before they reduce a selection.
+    """
+    top = jnp.where(is_alive(x, rows), rows.max(x), 0)
+    is_label = _is_label(labels, x, rows).astype(x.dtype)
+    others = jnp.exp(x - top - 1e30 * is_label)
+    return is_label, others, top - _at_label(x, labels, rows)
 
 
 def _at_label(x, labels, rows):
