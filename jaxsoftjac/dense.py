@@ -92,6 +92,7 @@ def cross_entropy_hessian(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     ignore_index: int | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Hessian of `cross_entropy` in the logits: (Σt + 2z·logsumexp)·J + 2z·σσᵀ, z = z_loss.
 
@@ -107,41 +108,55 @@ def cross_entropy_hessian(
         label_smoothing: as for `cross_entropy`.
         z_loss: as for `cross_entropy`.
         ignore_index: label whose examples have Hessian 0.
+        axis_name: as for `cross_entropy`; each device gathers the logits of all K classes and
+            returns the rows of its own slice of them.
 
     Returns:
-        Array [..., K, K]; NaN for a label out of range.
+        Array [..., K, K], with `axis_name` [..., K / devices, K]; NaN for a label out of range.
 
     Raises:
         TypeError: as `cross_entropy`.
         ValueError: as `cross_entropy`.
     """
     x, labels, ignored, rows, mixture = examples(
-        logits, labels, axis, where, label_smoothing, z_loss, ignore_index
+        logits, labels, axis, where, label_smoothing, z_loss, ignore_index, axis_name
     )
-    sigma, complement, _, dtype = _probabilities(x, axis, None)
+    whole = x
+    if axis_name is not None:
+        whole = lax.all_gather(x, axis_name, axis=rows.axes[0], tiled=True)
+    sigma, complement, _, dtype = _probabilities(whole, axis, None)
+    jacobian = _jacobian(sigma, complement, axis_name)
     mass = lax.squeeze(target_mass(x, labels, rows, mixture), rows.axes)[..., None, None]
-    hessian = mass * _jacobian(sigma, complement)
+    hessian = mass * jacobian
     if z_loss:
         log_normaliser = lax.squeeze(logsumexp_rows(wide(x), rows), rows.axes)[..., None, None]
-        outer = sigma[..., :, None] * sigma[..., None, :]
-        hessian = hessian + 2 * z_loss * (log_normaliser * _jacobian(sigma, complement) + outer)
+        outer = _own(sigma, axis_name)[..., :, None] * sigma[..., None, :]
+        hessian = hessian + 2 * z_loss * (log_normaliser * jacobian + outer)
     if ignore_index is not None:
         hessian = jnp.where(lax.squeeze(ignored, rows.axes)[..., None, None], 0, hessian)
     return hessian.astype(dtype)
 
 
-def _jacobian(sigma: jax.Array, complement: jax.Array) -> jax.Array:
-    diagonal = (sigma * complement)[..., None]
-    return jnp.where(_eye(sigma), diagonal, -(sigma[..., :, None] * sigma[..., None, :]))
+def _jacobian(sigma: jax.Array, complement: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """J, or with the classes split over a mapped axis the rows of this device's own."""
+    own, diagonal = (_own(a, axis_name)[..., :, None] for a in (sigma, sigma * complement))
+    index = jnp.arange(sigma.shape[-1])
+    is_diagonal = _own(index, axis_name)[:, None] == index[None, :]
+    return jnp.where(is_diagonal, diagonal, -(own * sigma[..., None, :]))
+
+
+def _own(a: jax.Array, axis_name: str | None) -> jax.Array:
+    """This device's slice of the last axis."""
+    if axis_name is None:
+        return a
+    width = a.shape[-1] // lax.axis_size(axis_name)
+    return lax.dynamic_slice_in_dim(a, lax.axis_index(axis_name) * width, width, -1)
 
 
 def _log_jacobian(sigma: jax.Array, complement: jax.Array, kept: jax.Array) -> jax.Array:
-    matrix = jnp.where(_eye(sigma), complement[..., None], -sigma[..., None, :])
+    is_diagonal = jnp.eye(sigma.shape[-1], dtype=bool)
+    matrix = jnp.where(is_diagonal, complement[..., None], -sigma[..., None, :])
     return jnp.where(kept[..., :, None], matrix, 0)
-
-
-def _eye(sigma: jax.Array) -> jax.Array:
-    return jnp.eye(sigma.shape[-1], dtype=bool)
 
 
 def _probabilities(

@@ -253,6 +253,13 @@ def test_classes_split_over_a_mapped_axis():
         axis_name="k",
     )(jnp.moveaxis(x.reshape(3, 4, 2), 1, 0))
     close(over_vmap[2], jsj.cross_entropy(x, labels, **options))
+    rows_of_hessian = jax.shard_map(
+        lambda x: jsj.cross_entropy_hessian(x, labels, axis_name="k", **options),
+        mesh=mesh,
+        in_specs=P(None, "k"),
+        out_specs=P(None, "k", None),
+    )
+    close(rows_of_hessian(x), jsj.cross_entropy_hessian(x, labels, **options))
 
 
 def gathers_of_rows(f, *arguments):
