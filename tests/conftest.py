@@ -1,5 +1,6 @@
 """Strict JAX settings for every test; x64 is on unless JAX_ENABLE_X64 says otherwise."""
 
+import gc
 import os
 
 import jax
@@ -8,3 +9,9 @@ jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1").lower(
 jax.config.update("jax_num_cpu_devices", 8)  # for the sharding tests
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_finish():
+    """Spares the collector what the imports have left, which it would walk at each full round."""
+    gc.collect()
+    gc.freeze()

@@ -1,8 +1,16 @@
 """References, rows to test on, and the one tolerance table."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# Where structure is the subject, not rounding: compile quickly.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jax.__version_info__ < (0, 11):  # later versions have no other emitters
+    FAST["xla_cpu_use_fusion_emitters"] = False
+quick_jit = functools.partial(jax.jit, compiler_options=FAST)
 
 U = 2.0**-24  # unit roundoff of float32
 WIDE = jnp.result_type(float)  # float64 with x64 on, else float32
