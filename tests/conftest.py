@@ -11,6 +11,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "once: does not depend on whether x64 is on")
+
+
 def pytest_collection_finish():
     """Spares the collector what the imports have left, which it would walk at each full round."""
     gc.collect()

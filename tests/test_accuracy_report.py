@@ -10,6 +10,8 @@ from helpers import U, long_product, long_softmax
 
 from jaxsoftjac import accuracy_report, cli, rounding
 
+pytestmark = pytest.mark.once
+
 NUMPY = np.random.default_rng(0)
 
 

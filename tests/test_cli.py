@@ -13,6 +13,8 @@ import pytest
 from jaxsoftjac import cli, inspection, row_chunks
 from jaxsoftjac.flow import gradient_flow
 
+pytestmark = pytest.mark.once
+
 GOOD_ROW = ["2.0", "1.0", "0.5", "-1e0"]
 
 

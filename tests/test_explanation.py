@@ -8,6 +8,8 @@ from helpers import long_softmax
 
 from jaxsoftjac import cli
 
+pytestmark = pytest.mark.once
+
 ROW, G = ["2.0", "1.0", "0.5", "-1e0"], ["0.1", "-0.3", "0.2", "0"]
 
 

@@ -11,6 +11,8 @@ import pytest
 
 import jaxsoftjac
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 MODULES = [m.name for m in pkgutil.iter_modules(jaxsoftjac.__path__) if m.name != "__main__"]
 

@@ -19,6 +19,8 @@ from jaxsoftjac.plots import (
 )
 from jaxsoftjac.rounding import product_errors
 
+pytestmark = pytest.mark.once
+
 X = jnp.array([2.0, 1.0, 0.5, -0.5, 0.0])
 
 

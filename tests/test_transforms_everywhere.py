@@ -227,13 +227,15 @@ def logits():
 ROUTES = {"jacfwd": "jacrev", "checkpoint": "forward over reverse"}
 
 # What is a derivative itself has no rule of its own: its third order would be the fifth of softmax.
+# Third orders are programs of the same rules whether x64 is on or off.
 DERIVATIVES = ("_vjp", "_jvp", "_derivative", "_jacobian", "_hessian")
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_agrees_with_autodiff_of_the_textbook(name):
     ours, plain = TABLE[name]
-    names = [w for w in ways(ours) if not (name.endswith(DERIVATIVES) and "third" in w)]
+    low = name.endswith(DERIVATIVES) or not jax.config.jax_enable_x64
+    names = [w for w in ways(ours) if not (low and "third" in w)]
 
     @functools.partial(quick_jit, static_argnums=(0, 1))
     def evaluate(f, names, x):
@@ -260,6 +262,7 @@ def test_eager_is_as_jit(name):
     jax.tree.map(close, {k: f(x) for k, f in chosen.items()}, jitted)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", TABLE)
 def test_exports_to_cpu_cuda_and_tpu(name):
     f, _ = TABLE[name]
@@ -307,6 +310,7 @@ def derivative_along(softmax, directions):
     return np.asarray(jax.jit(f)(jnp.asarray([3, 0.5, -1, 0], jnp.float32)))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_the_structure_survives_every_order(order):
     """J·1 = 0: a common offset of the directions changes nothing, at any order. Differentiating the
@@ -325,6 +329,7 @@ def test_the_structure_survives_every_order(order):
     assert loss_of_digits(plain_softmax) > 1e-4
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_one_residual_of_the_logits_size(name, dtype):
