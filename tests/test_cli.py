@@ -40,12 +40,12 @@ def numpy_jacobian(x):
     return sigma, np.diag(sigma) - np.outer(sigma, sigma)
 
 
-def test_a_row_of_numbers_as_a_process():
-    done = run("inspect", *GOOD_ROW)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "All properties hold." in done.stdout
-    assert re.search(r"J = Jᵀ +✓ +symmetry_error", done.stdout)
-    assert max(map(len, done.stdout.splitlines())) <= 80
+def test_a_row_of_numbers(capsys):
+    assert cli.main(["inspect", *GOOD_ROW]) == 0
+    text = capsys.readouterr().out
+    assert "All properties hold." in text
+    assert re.search(r"J = Jᵀ +✓ +symmetry_error", text)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def in_ascii(monkeypatch, *argv):

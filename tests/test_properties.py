@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import long_softmax, peaked_rows
-from test_transforms_everywhere import FAST
+from helpers import long_softmax, peaked_rows, quick_jit
 
 import jaxsoftjac as jsj
 from jaxsoftjac import probes, properties
 
 DIAGNOSTICS = [jsj.verify_jacobian_properties, jsj.probe_jacobian_properties]
+VERIFY = quick_jit(jsj.verify_jacobian_properties)
 
 
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
@@ -19,7 +19,7 @@ DIAGNOSTICS = [jsj.verify_jacobian_properties, jsj.probe_jacobian_properties]
 def test_all_properties_hold(diagnose, K):
     gaps = (0, 4, 10, 16, 20, 40, 90)
     x = np.stack([peaked_rows(K, gap, 0, 1, 3)[0] for gap in gaps])
-    measured = jax.jit(diagnose, compiler_options=FAST)(x)
+    measured = quick_jit(diagnose)(x)
     chex.assert_shape(measured.all_hold, (len(gaps), 3))
     for name, value in measured._asdict().items():
         if value.dtype == bool:
@@ -31,12 +31,13 @@ def test_all_properties_hold(diagnose, K):
 def test_vmap_and_eager_agree_with_jit(diagnose):
     x = np.array([[2, 1, 0.5], [5, 1, 0]], np.float32)
     eager = diagnose(x)
-    chex.assert_trees_all_close(jax.jit(diagnose)(x), eager, atol=1e-6)
-    chex.assert_trees_all_close(jax.jit(jax.vmap(diagnose))(x), eager, atol=1e-6)
+    jitted, mapped = quick_jit(lambda x: (diagnose(x), jax.vmap(diagnose)(x)))(x)
+    chex.assert_trees_all_close(jitted, eager, atol=1e-6)
+    chex.assert_trees_all_close(mapped, eager, atol=1e-6)
 
 
 def test_measurements_of_the_seeds_row():
-    p = jsj.verify_jacobian_properties(np.array([2, 1, 0.5, -0.5], np.float32))
+    p = VERIFY(np.array([2, 1, 0.5, -0.5], np.float32))
     sigma = np.exp([2, 1, 0.5, -0.5]) / np.exp([2, 1, 0.5, -0.5]).sum()
     expected = np.linalg.eigvalsh(np.diag(sigma) - np.outer(sigma, sigma))
     np.testing.assert_allclose(p.eigenvalues, expected, atol=1e-6)
@@ -46,7 +47,7 @@ def test_measurements_of_the_seeds_row():
 
 
 def test_the_numerical_rank_of_a_peaked_row_is_smaller_and_said_so():
-    p = jsj.verify_jacobian_properties(np.array([30, 15, -10, -20], np.float32))
+    p = VERIFY(np.array([30, 15, -10, -20], np.float32))
     assert p.expected_rank == 3
     assert p.smallest_numerical_rank <= p.rank <= p.largest_numerical_rank < 3
     assert p.all_hold
@@ -54,7 +55,7 @@ def test_the_numerical_rank_of_a_peaked_row_is_smaller_and_said_so():
 
 def test_statistics_of_the_probe():
     x = np.array([[1, 0, -1, 3], [40, 0, 1, 2]], np.float32)
-    p = jsj.probe_jacobian_properties(x)
+    p = quick_jit(jsj.probe_jacobian_properties)(x)
     sigma, log_sigma, _ = long_softmax(x)
     J = -sigma[:, :, None] * sigma[:, None, :]
     for matrix in J:  # rows sum to zero; σ(1 − σ) would cancel even in long double
