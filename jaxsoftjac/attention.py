@@ -17,7 +17,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, wide
-from jaxsoftjac.attention_blocks import Fixed, Operands, Plan, attend
+from jaxsoftjac.attention_blocks import attend
+from jaxsoftjac.attention_layout import Fixed, Operands, Plan
 
 
 def dot_product_attention(
@@ -93,7 +94,9 @@ def dot_product_attention(
     origins = _mean(k, axis_name), _mean(v, axis_name)
     if logit_softcap is not None:  # the capped scores are not moved along by the keys' origin
         origins = jnp.zeros_like(origins[0]), origins[1]
-    bias = None if bias is None else _broadcastable("bias", bias, shape).astype(q.dtype)
+    bias = _broadcastable("bias", bias, shape)
+    bias = None if bias is None else bias.astype(q.dtype)
+    sink = None if sink is None else _checked_sink(sink, N).astype(q.dtype)
     operands = Operands(q, k, v, bias)
     fixed = Fixed(_broadcastable("mask", mask, shape), span, *origins)
     o, lse = attend(_varying(operands, fixed), fixed, plan)
@@ -103,7 +106,7 @@ def dot_product_attention(
         o, lse = _over_slices(o, lse, axis_name)
     o = _where_seen(lse[..., None], o + value_origin, 0)
     if sink is not None:
-        o, lse = _with_sink(o, lse, sink, N)
+        o, lse = _with_sink(o, lse, sink)
     o, lse = o.astype(dtype), lse.astype(dtype)
     if unbatched:
         o, lse = o[0], lse[0]
@@ -151,11 +154,15 @@ def _over_slices(o, lse, axis_name):
     return o, jnp.where(total == 0, -jnp.inf, top + jnp.log(divisor))
 
 
-def _with_sink(o, lse, sink, heads):
-    """One more score per head, whose value is 0."""
-    sink = wide(as_real("sink", sink)).astype(lse.dtype)
+def _checked_sink(sink, heads):
+    sink = as_real("sink", sink)
     if sink.shape != (heads,):
         raise ValueError(f"`sink` must have shape ({heads},), one per query head, got {sink.shape}")
+    return sink
+
+
+def _with_sink(o, lse, sink):
+    """One more score per head, whose value is 0."""
     total = jnp.logaddexp(lse, sink[None, None])
     kept = jnp.exp(_where_seen(lse, lse - total, -jnp.inf))
     return o * kept[..., None], total

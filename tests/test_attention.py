@@ -1,21 +1,19 @@
-"""dot_product_attention against dense attention: options, modes, edges; memory and sharding."""
+"""dot_product_attention against dense attention: options, modes, edges."""
 
 import functools
-import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import RTOL, WIDE, close
+from helpers import WIDE, close
 from jax.flatten_util import ravel_pytree
-from jax.sharding import PartitionSpec as P
 from test_transforms_everywhere import FAST, ways
 
-from jaxsoftjac import attention_blocks
 from jaxsoftjac.attention import dot_product_attention
 
+quick = functools.partial(jax.jit, compiler_options=FAST)
 B, T, N, K, S, H, D = 2, 7, 4, 2, 10, 4, 3
 
 
@@ -134,8 +132,8 @@ def test_options_and_their_gradients(name):
         dot_product_attention, **(options | sink), block_size=(3, 4), return_residual=True
     )
     expected = functools.partial(dense, seen=seen_keys(T, S, **seen), **(others | sink))
-    compiled = jax.jit(lambda *a: (value_and_gradient(ours)(*a), value_and_gradient(expected)(*a)))
-    jax.tree.map(close, *compiled.lower(*operands).compile(FAST)(*operands))
+    both = quick(lambda *a: (value_and_gradient(ours)(*a), value_and_gradient(expected)(*a)))
+    jax.tree.map(close, *both(*operands))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def test_options_and_their_gradients(name):
 def test_a_drop_in_for_that_of_jax(options, dtype):
     q, k, v, bias = arrays(dtype=dtype, D=H)
     x = q, k, v, bias[:, :1]
-    ours = jax.jit(lambda *x: dot_product_attention(*x, **options, return_residual=True))(*x)
+    ours = quick(lambda *x: dot_product_attention(*x, **options, return_residual=True))(*x)
     with jax.numpy_dtype_promotion("standard"):
         theirs = jax.nn.dot_product_attention(*x, **options, return_residual=True)
     alive = np.asarray(ours[1], np.float32) > -np.inf
@@ -162,13 +160,30 @@ def test_a_drop_in_for_that_of_jax(options, dtype):
 
 
 def test_arrays_without_a_batch_axis():
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @quick
     def both(*x):
         attention = functools.partial(dot_product_attention, return_residual=True)
         return attention(*(a[0] for a in x)), attention(*x)
 
     single, batched = both(*arrays())
     jax.tree.map(lambda a, b: close(a, b[0]), single, batched)
+
+
+def derivatives(attention):
+    def loss(*x):
+        return jnp.sum(jnp.sin(attention(*x)))
+
+    def pushed(f):
+        return lambda *x: jax.jvp(f, x, jax.tree.map(jnp.cos, x))[1]
+
+    gradient = jax.grad(loss, (0, 1, 2))
+    return {
+        "jvp": pushed(attention),
+        "gradient": gradient,
+        "forward over reverse": pushed(gradient),
+        "reverse over reverse": lambda *x: jax.vjp(gradient, *x)[1](jax.tree.map(jnp.cos, x)),
+        "reverse over forward": jax.grad(lambda *x: pushed(loss)(*x), (0, 1, 2)),
+    }
 
 
 # Every mode, with both results, in query, key, value, bias and sink at once.
@@ -191,8 +206,7 @@ def flat(attention):
 
 def modes_agree(names, ours, expected):
     ours, expected = ways(flat(ours)), ways(flat(expected))
-    compiled = jax.jit(lambda x: [(ours[n](x), expected[n](x)) for n in names])
-    for a, b in compiled.lower(OPERANDS).compile(FAST)(OPERANDS):
+    for a, b in quick(lambda x: [(ours[n](x), expected[n](x)) for n in names])(OPERANDS):
         jax.tree.map(close, a, b)
 
 
@@ -210,79 +224,28 @@ def test_every_mode_with_empty_blocks_and_rows():
     modes_agree(names, ours, functools.partial(dense, seen=SEEN, softcap=2.0))
 
 
+@pytest.mark.parametrize("mode", ["gradient", "reverse over reverse"])
+def test_lengths_that_differ_by_vmap(mode):
+    @jax.vmap
+    def each(q, k, v, length):
+        return dot_product_attention(q, k, v, key_value_seq_lengths=length[None], block_size=(3, 4))
+
+    x = arrays()[:3]
+    ours = derivatives(lambda *x: each(*x, K_LENGTHS))[mode]
+    expected = derivatives(lambda *x: dense(*x, seen=seen_keys(T, S, key_lengths=K_LENGTHS))[0])
+    jax.tree.map(close, *quick(lambda *x: (ours(*x), expected[mode](*x)))(*x))
+
+
 def test_a_learned_scale_has_a_gradient():
     q, k, v, _ = arrays()
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @quick
     def gradients(scale):
         ours = lambda s: jnp.sum(jnp.sin(dot_product_attention(q, k, v, scale=s)))  # noqa: E731
         expected = lambda s: jnp.sum(jnp.sin(dense(q, k, v, scale=s)[0]))  # noqa: E731
         return jax.grad(ours)(scale), jax.grad(expected)(scale)
 
     close(*gradients(jnp.asarray(0.3, WIDE)))
-
-
-# Memory and work
-
-
-def derivatives(attention):
-    def loss(*x):
-        return jnp.sum(jnp.sin(attention(*x)))
-
-    def pushed(f):
-        return lambda *x: jax.jvp(f, x, jax.tree.map(jnp.cos, x))[1]
-
-    gradient = jax.grad(loss, (0, 1, 2))
-    return {
-        "jvp": pushed(attention),
-        "gradient": gradient,
-        "forward over reverse": pushed(gradient),
-        "reverse over reverse": lambda *x: jax.vjp(gradient, *x)[1](jax.tree.map(jnp.cos, x)),
-        "reverse over forward": jax.grad(lambda *x: pushed(loss)(*x), (0, 1, 2)),
-    }
-
-
-def largest_array(compiled):
-    shapes = re.findall(r"\b(?:f32|bf16|pred|s32)\[([\d,]+)\]", compiled.as_text())
-    return max(np.prod([int(n) for n in shape.split(",")], dtype=np.int64) for shape in shapes)
-
-
-@pytest.mark.parametrize("mode", derivatives(dot_product_attention))
-def test_memory_is_linear_in_the_lengths(mode):
-    """A map of all scores would have n² = 4·10⁶ entries and take 4 times the memory at 2n."""
-    f = derivatives(functools.partial(dot_product_attention, block_size=(256, 128)))[mode]
-    lengths = (2048, 1024) if mode == "reverse over reverse" else (2048,)
-    shapes = [(jax.ShapeDtypeStruct((1, n, 1, 8), jnp.float32),) * 3 for n in lengths]
-    compiled = [jax.jit(f).lower(*x).compile(FAST) for x in shapes]
-    assert largest_array(compiled[0]) <= 2048 * 128
-    large, *small = (c.memory_analysis().temp_size_in_bytes for c in compiled)
-    assert all(large < 2.2 * n for n in small)
-
-
-@pytest.mark.parametrize(
-    ("options", "blocks"),
-    [
-        ({}, 16),
-        ({"is_causal": True}, 1 + 2 + 3 + 4),
-        ({"is_causal": True, "local_window_size": 3}, 1 + 2 + 2 + 2),
-        ({"local_window_size": (0, 4)}, 2 + 2 + 2 + 1),
-        ({"key_value_seq_lengths": np.array([4, 7], np.int32)}, 8),
-    ],
-)
-def test_empty_blocks_are_not_computed(options, blocks, monkeypatch):
-    computed = []
-    mix = attention_blocks._mix
-
-    def counted(p, v):
-        jax.debug.callback(lambda: computed.append(1))
-        return mix(p, v)
-
-    monkeypatch.setattr(attention_blocks, "_mix", counted)
-    q, k, v, _ = arrays(T=16, S=16)
-    f = jax.jit(functools.partial(dot_product_attention, block_size=4, **options))
-    jax.block_until_ready(f(q, k, v))
-    jax.effects_barrier()
-    assert len(computed) == blocks
 
 
 # Edges
@@ -299,7 +262,7 @@ def test_what_is_masked_is_ignored_nan_included():
     mask = np.ones((1, 1, T, S), bool)
     mask[..., 8] = mask[..., 5, :] = False
     ours = functools.partial(dot_product_attention, mask=mask, return_residual=True)
-    f = jax.jit(value_and_gradient(functools.partial(ours, block_size=(T, 5))))
+    f = quick(value_and_gradient(functools.partial(ours, block_size=(T, 5))))
     clean, dirty = f(q, k, v, bias), f(spoilt_query, *spoilt, spoilt_bias)
     jax.tree.map(close, dirty, clean)
     (_, (o, lse)), (dq, dk, dv, _) = dirty
@@ -310,7 +273,7 @@ def test_what_is_masked_is_ignored_nan_included():
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}])
 def test_a_seen_nan_spoils_its_queries(options):
     q, k, v, _ = arrays(T=S)
-    f = jax.jit(functools.partial(dot_product_attention, block_size=5, **options))
+    f = quick(functools.partial(dot_product_attention, block_size=5, **options))
     o = f(q, k, v.at[:, 4].set(jnp.nan))
     spoilt = np.isnan(np.asarray(o)).all((0, 2, 3))
     assert spoilt.tolist() == [not options or t >= 4 for t in range(S)]
@@ -318,150 +281,11 @@ def test_a_seen_nan_spoils_its_queries(options):
 
 def test_no_keys_and_no_queries():
     q, k, v, _ = arrays()
-    f = jax.jit(functools.partial(dot_product_attention, return_residual=True))
+    f = quick(functools.partial(dot_product_attention, return_residual=True))
     o, lse = f(q, k[:, :0], v[:, :0])
     assert not np.any(np.asarray(o))
     assert np.all(np.asarray(lse) == -np.inf)
     assert f(q[:, :0], k, v)[0].shape == (B, 0, N, D)
-
-
-# Accuracy
-
-
-def long_gradient(q, k, v, g):
-    """Gradient of ⟨g, attention⟩ of one head, [n, H], in long double, measured from the top key."""
-    q, k, v, g = (np.asarray(a[0, :, 0]).astype(np.longdouble) for a in (q, k, v, g))
-    scale = q.shape[-1] ** np.longdouble(-0.5)
-    s = q @ k.T * scale
-    p = np.exp(s - s.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    d = g @ (v - v.mean(0)).T
-    d = d - np.take_along_axis(d, s.argmax(-1)[:, None], -1)
-    w = p * (d - (p * d).sum(-1, keepdims=True)) * scale
-    return w @ k, w.T @ q, p.T @ g
-
-
-def errors(dtype, gap, offset, how=jax.jit):
-    """Of the gradient: the median over rows of ‖error‖/‖row‖, by query, key and value."""
-    n = 64
-    q, k, v, g = (random.normal(size=(1, n, 1, 32)) for _ in range(4))
-    k = k + offset
-    q = q + (k - offset) * gap / 32
-    x = tuple(jnp.asarray(a, dtype) for a in (q, k, v + offset, g))
-    gradient = how(lambda q, k, v: jax.vjp(dot_product_attention, q, k, v)[1](x[3]))(*x[:3])
-    return [
-        np.median(
-            np.linalg.norm(np.asarray(a[0, :, 0]).astype(np.longdouble) - b, axis=-1)
-            / np.linalg.norm(b.astype(np.float64), axis=-1)
-        )
-        for a, b in zip(gradient, long_gradient(*x), strict=True)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("gap", "how"), [(0, jax.jit), (60, jax.jit), (100, jax.jit), (100, lambda f: f)]
-)
-def test_rows_on_one_key_keep_their_digits(gap, how):
-    """The nearer a row is to one key, the more digits p⊙(g − ⟨p, g⟩) loses: at gap 100 jax.nn's is
-    off by 2e-4.
-    """
-    assert max(errors(jnp.float32, gap, 0.0, how)) < 2e-5
-
-
-@pytest.mark.parametrize("offset", [0.0, 16.0, 64.0])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_a_common_part_of_keys_and_values_costs_nothing(dtype, offset):
-    assert max(errors(dtype, 0, offset)) < RTOL[jnp.dtype(dtype).name]
-
-
-# Sharded
-
-
-@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
-@pytest.mark.parametrize(("spec", "causal"), [(P("x", None, "y"), True), (P("x", "y"), False)])
-def test_batch_heads_and_queries_sharded(axis_type, spec, causal):
-    kind = getattr(jax.sharding.AxisType, axis_type)
-    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind,) * 2)
-    q, k, v, _ = arrays(T=16, S=16, N=8, K=4, D=H)
-    f = functools.partial(dot_product_attention, is_causal=causal, block_size=8)
-    gradient = derivatives(f)["gradient"]
-    expected = jax.jit(gradient).lower(q, k, v).compile(FAST)(q, k, v)
-    by_key = P("x", None, *spec[2:])
-    with jax.set_mesh(mesh):
-        x = [
-            jax.device_put(a, jax.NamedSharding(mesh, s))
-            for a, s in ((q, spec), (k, by_key), (v, by_key))
-        ]
-        compiled = jax.jit(gradient).lower(*x).compile(FAST)
-        jax.tree.map(close, compiled(*x), expected)
-    assert "all-gather" not in compiled.as_text()
-
-
-@pytest.mark.parametrize(
-    ("mode", "options"),
-    [
-        ("gradient", {"is_causal": True, "local_window_size": 6, "block_size": 2}),
-        ("jvp", {"sink": SINK, "logit_softcap": 2.0}),
-        ("forward over reverse", {}),
-        ("reverse over reverse", {}),
-        ("reverse over forward", {}),
-    ],
-)
-def test_keys_split_over_devices(mode, options):
-    mesh = jax.make_mesh((8,), ("s",), axis_types=(jax.sharding.AxisType.Auto,))
-    q, k, v, _ = arrays(T=48, S=48)
-    options = {n: jnp.asarray(x, WIDE) if n == "sink" else x for n, x in options.items()}
-    whole = functools.partial(dot_product_attention, **options)
-    split = jax.shard_map(
-        functools.partial(whole, axis_name="s"),
-        mesh=mesh,
-        in_specs=(P(), P(None, "s"), P(None, "s")),
-        out_specs=P(),
-    )
-    ours, expected = (
-        jax.jit(derivatives(f)[mode]).lower(q, k, v).compile(FAST) for f in (split, whole)
-    )
-    jax.tree.map(close, ours(q, k, v), expected(q, k, v))
-    assert "all-gather" not in ours.as_text()
-
-
-# In a model
-
-
-def test_a_meanflow_step_of_a_tiny_transformer():
-    """jvp inside grad: u(z, t) learns the average velocity, du/dt by the chain rule (MeanFlow)."""
-    width, heads = 8, 2
-    keys = jax.random.split(jax.random.key(0), 5)
-    weights = {
-        name: 0.5 * jax.random.normal(key, (width, width), jnp.float32)
-        for name, key in zip("qkvop", keys, strict=True)
-    }
-
-    def velocity(weights, z, t, attention):
-        x = z + jnp.sin(t * jnp.arange(width, dtype=z.dtype))[None, None]
-        split = lambda w: (x @ w).reshape(*x.shape[:2], heads, -1)  # noqa: E731
-        o = attention(*(split(weights[name]) for name in "qkv"))
-        return z + jnp.tanh(o.reshape(x.shape) @ weights["o"]) @ weights["p"]
-
-    def loss(weights, noise, data, t, attention):
-        z, v = (1 - t) * data + t * noise, noise - data
-        u = functools.partial(velocity, weights, attention=attention)
-        mean, slope = jax.jvp(u, (z, t), (v, jnp.ones_like(t)))
-        return jnp.mean((mean - jax.lax.stop_gradient(v - t * slope)) ** 2)
-
-    data, noise = jax.random.normal(jax.random.key(1), (2, 3, 6, width), jnp.float32)
-    t = jnp.float32(0.3)
-    steps = {
-        attention: jax.jit(functools.partial(jax.value_and_grad(loss), attention=attention))
-        for attention in (dot_product_attention, lambda *x: dense(*x)[0])
-    }
-    ours, expected = (step(weights, noise, data, t) for step in steps.values())
-    jax.tree.map(close, ours, expected)
-    step, first = next(iter(steps.values())), ours[0]
-    for _ in range(20):
-        value, gradient = step(weights, noise, data, t)
-        weights = jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradient)
-    assert value < 0.7 * first
 
 
 # Bad input
@@ -496,7 +320,7 @@ def test_bad_input_names_the_argument_and_the_shapes(change, error, words):
 
 
 def test_no_retracing():
-    f = jax.jit(chex.assert_max_traces(derivatives(dot_product_attention)["jvp"], n=1))
+    f = quick(chex.assert_max_traces(derivatives(dot_product_attention)["jvp"], n=1))
     for seed in range(3):
         f(*arrays(seed)[:3])
     chex.clear_trace_counter()
