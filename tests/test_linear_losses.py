@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import WIDE, U, close, long_product, long_softmax, relative_error
-from test_transforms_everywhere import FAST
+from helpers import WIDE, U, close, long_product, long_softmax, quick_jit, relative_error
 
 import jaxsoftjac as jsj
 from jaxsoftjac.linear_losses import linear_cross_entropy, linear_cross_entropy_gauss_newton
@@ -90,7 +89,7 @@ def modes(f):
     ("options", "reduction"), [("all", "none"), ("all", "mean"), ("plain", "sum")]
 )
 def test_agrees_with_cross_entropy_of_the_logits_in_every_mode(options, reduction):
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+    @functools.partial(quick_jit, static_argnums=0)
     def all_modes(loss, rows):
         f = functools.partial(loss, options=OPTIONS[options], reduction=reduction)
         return {name: mode(rows) for name, mode in modes(f).items()}
@@ -101,22 +100,18 @@ def test_agrees_with_cross_entropy_of_the_logits_in_every_mode(options, reductio
 
 @pytest.mark.parametrize("block_size", [1, 3, 5, 10, 11, 100])
 def test_the_cut_of_the_vocabulary_does_not_matter(block_size):
-    rows = operands()
-    f = jax.jit(
-        jax.value_and_grad(
-            lambda rows: jnp.sum(
-                jnp.sin(
-                    linear_cross_entropy(
-                        rows["hidden"], rows["kernel"], np.abs(LABELS) % V, bias=rows["bias"],
-                        block_size=block_size,
-                    )
-                )
-            )
-        ),
-        compiler_options=FAST,
-    )  # fmt: skip
-    z = lambda rows: jnp.sum(jnp.sin(jsj.cross_entropy(logits(rows), np.abs(LABELS) % V)))  # noqa: E731
-    jax.tree.map(close, f(rows), jax.value_and_grad(z)(rows))
+    labels = np.abs(LABELS) % V
+
+    def ours(rows):
+        hidden, kernel, bias = map(rows.get, NAMES)
+        losses = linear_cross_entropy(hidden, kernel, labels, bias=bias, block_size=block_size)
+        return jnp.sum(jnp.sin(losses))
+
+    def whole(rows):
+        return jnp.sum(jnp.sin(jsj.cross_entropy(logits(rows), labels)))
+
+    both = quick_jit(lambda rows: [jax.value_and_grad(f)(rows) for f in (ours, whole)])
+    jax.tree.map(close, *both(operands()))
 
 
 def test_log_normalizer_and_its_derivatives():
@@ -134,9 +129,10 @@ def test_log_normalizer_and_its_derivatives():
         return dense(rows, {}, "none"), jsj.logsumexp(z, axis=-1)
 
     for function in (ours, plain):
-        assert jax.tree.map(jnp.shape, function(operands())) == ((N,), (N,))
+        shapes = jax.tree.map(jnp.shape, jax.eval_shape(function, operands()))
+        assert shapes == ((N,), (N,))
     second = [
-        jax.jit(modes(functools.partial(both, function=f))["forward over reverse"])
+        quick_jit(modes(functools.partial(both, function=f))["forward over reverse"])
         for f in (ours, plain)
     ]
     jax.tree.map(close, second[0](operands()), second[1](operands()))
@@ -150,6 +146,15 @@ def exact_tail(z, v, label):
     return -log_sigma[label], gradient, long_product(z, v)
 
 
+@functools.partial(jax.jit, static_argnames="reduction")
+def value_gradient_and_product(hidden, kernel, direction, labels, reduction):
+    def loss(k):
+        return jnp.sum(linear_cross_entropy(hidden, k, labels, block_size=4, reduction=reduction))
+
+    hvp = jax.jvp(jax.grad(loss), (kernel,), (direction,))[1]
+    return *jax.value_and_grad(loss)(kernel), hvp
+
+
 @pytest.mark.parametrize("gap", [16, 40, 80])
 @pytest.mark.parametrize("label", [4, 0], ids=["right", "wrong"])
 @pytest.mark.parametrize("reduction", ["none", "sum"])
@@ -159,17 +164,8 @@ def test_exact_where_the_prediction_is_confident(gap, label, reduction):
     kernel[0, 4], kernel[1] = gap, np.arange(9) / 8
     direction = np.sin(1 + kernel)
 
-    @jax.jit
-    def f(kernel):
-        def loss(k):
-            labels = jnp.array([label])
-            options = {"block_size": 4, "reduction": reduction}
-            return jnp.sum(linear_cross_entropy(hidden, k, labels, **options))
-
-        hvp = jax.jvp(jax.grad(loss), (kernel,), (direction,))[1]
-        return *jax.value_and_grad(loss)(kernel), hvp
-
-    value, gradient, hvp = map(np.asarray, f(kernel))
+    found = value_gradient_and_product(hidden, kernel, direction, np.array([label]), reduction)
+    value, gradient, hvp = map(np.asarray, found)
     z, v = (
         (hidden.astype(np.longdouble) @ a.astype(np.longdouble))[0] for a in (kernel, direction)
     )
@@ -185,10 +181,11 @@ def test_ignored_examples_and_labels_out_of_range(reduction):
     labels = jnp.array([-100, -100, 2, 2, 2, 2])
     dirty = rows["hidden"].at[0].set(jnp.nan)
     f = functools.partial(linear_cross_entropy, reduction=reduction, ignore_index=-100)
-    value, gradient = jax.value_and_grad(f)(dirty, rows["kernel"], labels)
+    both = quick_jit(jax.value_and_grad(f, (0, 1)))
+    value, (gradient, _) = both(dirty, rows["kernel"], labels)
     close(value, f(rows["hidden"][2:], rows["kernel"], labels[2:]))
     assert not np.any(np.asarray(gradient[:2]))
-    nothing = jax.value_and_grad(f, (0, 1))(dirty, rows["kernel"], jnp.full(N, -100))
+    nothing = both(dirty, rows["kernel"], jnp.full(N, -100))
     assert not any(np.any(np.asarray(a)) for a in jax.tree.leaves(nothing))
     for wrong in (-1, V, -100):
         losses, pullback = jax.vjp(
@@ -207,9 +204,11 @@ def test_an_excluded_class():
     bias = rows["bias"].at[5].set(-jnp.inf)
     f = functools.partial(linear_cross_entropy, label_smoothing=0.1, block_size=3)
     kept = np.delete(np.arange(V), 5)
-    g = jax.jit(jax.value_and_grad(lambda k: jnp.sum(f(rows["hidden"], k, 7, bias=bias))))
+    g = quick_jit(jax.value_and_grad(lambda k: jnp.sum(f(rows["hidden"], k, 7, bias=bias))))
     value, gradient = g(rows["kernel"])
-    less = jax.value_and_grad(lambda k: jnp.sum(f(rows["hidden"], k, 6, bias=bias[kept])))
+    less = quick_jit(
+        jax.value_and_grad(lambda k: jnp.sum(f(rows["hidden"], k, 6, bias=bias[kept])))
+    )
     expected, expected_gradient = less(rows["kernel"][:, kept])
     close(value, expected)
     close(gradient[:, kept], expected_gradient)
@@ -222,7 +221,9 @@ def test_low_precision_operands(dtype):
     rows = operands(dtype)
     f = lambda rows: blockwise(rows, {}, "mean")  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(f))(rows)
-    exact, exact_gradient = jax.value_and_grad(f)(jax.tree.map(lambda a: a.astype(WIDE), rows))
+    exact, exact_gradient = quick_jit(jax.value_and_grad(f))(
+        jax.tree.map(lambda a: a.astype(WIDE), rows)
+    )
     assert value.dtype == jnp.float32
     close(value, exact, "float32")
     for name, g in gradient.items():
@@ -245,7 +246,7 @@ def test_second_derivatives_inside_a_scan():
         return total
 
     actual, expected = (
-        jax.jit(modes(scanned(loss))["forward over reverse"], compiler_options=FAST)(operands())
+        quick_jit(modes(scanned(loss))["forward over reverse"])(operands())
         for loss in (blockwise, dense)
     )
     jax.tree.map(functools.partial(close, scale=3.0), actual, expected)
@@ -257,7 +258,7 @@ def test_gauss_newton_product(options):
     along = jax.tree.map(lambda a: jnp.cos(3 * a), rows)
     kwargs, weights = weights_of(OPTIONS[options])
     softcap = kwargs.get("logit_softcap")
-    product = jax.jit(
+    product = quick_jit(
         lambda rows: linear_cross_entropy_gauss_newton(
             rows["hidden"], rows["kernel"], LABELS, tuple(along[k] for k in NAMES),
             bias=rows["bias"], weights=weights, ignore_index=-100, reduction="mean",
@@ -286,7 +287,7 @@ def test_gauss_newton_product_is_linear_symmetric_and_transformable():
             rows["hidden"], rows["kernel"], 3, t, bias=bias, block_size=4
         )
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @quick_jit
     def all_ways(a, b):
         along_a, pull = jax.vjp(lambda t: product(t, rows["bias"]), a)
         pushed = jax.jvp(lambda t: product(t, rows["bias"]), (a,), (b,))[1]
@@ -336,7 +337,7 @@ def test_the_hessian_is_symmetric():
     rows = operands()
     a, b = (jax.tree.map(lambda x, s=s: jnp.cos(s * x), rows) for s in (3, 7))
     gradient = jax.grad(lambda rows: blockwise(rows, OPTIONS["all"], "mean"))
-    hvp = jax.jit(lambda t: jax.jvp(gradient, (rows,), (t,))[1], compiler_options=FAST)
+    hvp = quick_jit(lambda t: jax.jvp(gradient, (rows,), (t,))[1])
     dot = lambda s, t: sum(jnp.vdot(s[k], t[k]) for k in s)  # noqa: E731
     close(dot(a, hvp(b)), dot(b, hvp(a)))
 
@@ -371,12 +372,12 @@ def test_data_parallel_examples(axis_type):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(getattr(jax.sharding.AxisType, axis_type),))
     rows = operands()
     f = modes(lambda rows: blockwise(rows, {}, "mean"))["forward over reverse"]
-    expected = jax.jit(f)(rows)
+    expected = quick_jit(f)(rows)
     split = jax.NamedSharding(mesh, jax.P("data", None))
     sharded = {k: jax.device_put(a, jax.NamedSharding(mesh, jax.P())) for k, a in rows.items()}
     sharded["hidden"] = jax.device_put(rows["hidden"], split)
     with jax.set_mesh(mesh):
-        jax.tree.map(close, jax.jit(f)(sharded), expected)
+        jax.tree.map(close, quick_jit(f)(sharded), expected)
 
 
 @pytest.mark.parametrize("way", ["shard_map", "vmap"])
@@ -406,7 +407,7 @@ def test_a_kernel_that_is_split_over_devices(way):
     names = ("jvp", "vjp", "reverse over reverse", "reverse over forward")
 
     def all_modes(modes):
-        return jax.jit(lambda rows: {k: modes[k](rows) for k in names}, compiler_options=FAST)
+        return quick_jit(lambda rows: {k: modes[k](rows) for k in names})
 
     actual, expected = all_modes(ours)(rows), all_modes(plain)(rows)
     jax.tree.map(functools.partial(close, scale=3.0), actual, expected)

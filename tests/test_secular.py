@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import WIDE, U, close, long_softmax
-from test_transforms_everywhere import FAST
+from helpers import WIDE, U, close, long_softmax, quick_jit
 
 from jaxsoftjac.operators import SoftmaxJacobian
 from jaxsoftjac.secular import eigensystem, eigenvalues, largest_eigenvalue
@@ -127,7 +126,7 @@ def test_blocks_of_roots_and_of_rows(monkeypatch):
     whole = solve(sigma)[1]
     for block in (14, 98):  # two roots, two rows at a time
         monkeypatch.setattr("jaxsoftjac.secular._BLOCK", block)
-        in_blocks = jax.jit(lambda sigma: eigenvalues(sigma), compiler_options=FAST)(sigma)
+        in_blocks = quick_jit(lambda sigma: eigenvalues(sigma))(sigma)
         chex.assert_trees_all_close(in_blocks, whole, rtol=1e-6)
 
 
@@ -149,7 +148,7 @@ def test_second_derivatives_inside_a_scan(method):
 
     def hvp(mapped):
         total = lambda x: jnp.sum(jnp.sin(mapped(of_row)(x)))  # noqa: E731
-        return jax.jit(lambda x: jax.jvp(jax.grad(total), (x,), (jnp.cos(x),))[1])
+        return quick_jit(lambda x: jax.jvp(jax.grad(total), (x,), (jnp.cos(x),))[1])
 
     scanned = hvp(lambda f: lambda x: jax.lax.map(f, x))(x)
     close(scanned, hvp(jax.vmap)(x))
