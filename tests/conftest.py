@@ -12,7 +12,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "once: does not depend on whether x64 is on")
+    config.addinivalue_line("markers", "once: the same programs whether x64 is on or off")
 
 
 def pytest_collection_finish():

@@ -155,6 +155,7 @@ def value_gradient_and_product(hidden, kernel, direction, labels, reduction):
     return *jax.value_and_grad(loss)(kernel), hvp
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("gap", [16, 40, 80])
 @pytest.mark.parametrize("label", [4, 0], ids=["right", "wrong"])
 @pytest.mark.parametrize("reduction", ["none", "sum"])
@@ -351,6 +352,7 @@ def compiled_modes(loss, rows):
             yield name, jax.jit(mode).lower(rows).compile()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_nothing_of_the_size_of_the_logits(reduction):
     n, d, v = 256, 8, 8192
@@ -444,6 +446,7 @@ def test_bad_tangents():
         linear_cross_entropy_gauss_newton(hidden, kernel, 0, (hidden, hidden))
 
 
+@pytest.mark.once
 def test_trains_a_language_model_on_real_text():
     """Two layers with tied embeddings, on a page of Python's own documentation."""
     text = np.frombuffer(topics["assignment"].encode("ascii", "ignore"), np.uint8)

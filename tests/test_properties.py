@@ -27,6 +27,7 @@ def test_all_properties_hold(diagnose, K):
     chex.assert_tree_all_finite(measured)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
 def test_vmap_and_eager_agree_with_jit(diagnose):
     x = np.array([[2, 1, 0.5], [5, 1, 0]], np.float32)
@@ -81,6 +82,7 @@ WRONG_MATRICES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", WRONG_MATRICES)
 def test_a_wrong_matrix_is_found(monkeypatch, name):
     right = properties.softmax_jacobian
@@ -90,6 +92,7 @@ def test_a_wrong_matrix_is_found(monkeypatch, name):
     assert not p.all_hold
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -109,6 +112,7 @@ def test_a_wrong_product_is_found(monkeypatch, name, wrong):
     assert not p.all_hold
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
 def test_bad_input(diagnose):
     with pytest.raises(
