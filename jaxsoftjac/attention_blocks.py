@@ -21,10 +21,10 @@ from jaxsoftjac.attention_layout import (
     Plan,
     by_head,
     by_query,
+    groups_of,
     in_blocks,
     joined,
     operand_blocks,
-    reach_of,
 )
 
 _again = partial(jax.checkpoint, prevent_cse=False)
@@ -36,8 +36,8 @@ def attend(operands: Operands, fixed: Fixed, plan: Plan) -> tuple[jax.Array, jax
 
     A query that sees no key gets 0 and −∞.
     """
-    rows, keys = in_blocks(operands, fixed, plan, plan.key_blocks[0])
-    return _map(partial(_softmax_rows, plan=plan), rows, keys, plan)
+    size = plan.key_blocks[0]
+    return _map(_softmax_rows, *in_blocks(operands, fixed, plan, size), plan, size)
 
 
 @attend.defjvp
@@ -50,18 +50,19 @@ def _(plan, primals, tangents):
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(4,))
 def _push(pushed, operands, fixed, result, plan):
     """Tangents of the result, linear in `pushed`, the tangents of the operands."""
-    rows, keys = in_blocks(operands, fixed, plan, plan.key_blocks[1])
-    row_tangents, key_tangents = operand_blocks(pushed, plan, plan.key_blocks[1])
+    size = plan.key_blocks[1]
+    rows, keys = in_blocks(operands, fixed, plan, size)
+    row_tangents, key_tangents = operand_blocks(pushed, plan, size)
     o, lse = result
     done = tuple(by_query(by_head(x, plan), plan) for x in (o, lse[..., None]))
     rows, keys = (rows, done, row_tangents), (keys, key_tangents)
-    return _map(partial(_push_rows, plan=plan), rows, keys, plan)
+    return _map(_push_rows, rows, keys, plan, size)
 
 
 # One block of queries, q [B, K, G, T, H], over blocks of keys [B, K, S, H]: scores [B, K, G, T, S].
 
 
-def _softmax_rows(rows, keys, plan):
+def _softmax_rows(rows, keys, plan, reach):
     """The online softmax: the top score so far, and Σp and Σp(v − origin) relative to it."""
     (q, bias), limits = rows
     (k, v), positions, origins = keys
@@ -77,11 +78,11 @@ def _softmax_rows(rows, keys, plan):
 
     zero, zeros = _zeros(queries[0], v)
     carry = zero + float(jnp.finfo(zero.dtype).min), zero, zeros
-    top, total, acc = _scan(step, carry, (k, v, bias), limits, positions, plan)
+    top, total, acc = _scan(step, carry, (k, v, bias), limits, positions, reach)
     return acc / jnp.where(total == 0, 1, total), top + jnp.log(total)
 
 
-def _push_rows(rows, keys, plan):
+def _push_rows(rows, keys, plan, reach):
     """ȯ = Σ p(ṡ − s̄)(v − o) + Σ p v̇ and the mean s̄ = Σpṡ, which is the tangent of logsumexp.
 
     The softmax part is PᵀDP with P = I − 1pᵀ, D = diag(p), in this direction and in the transpose.
@@ -108,8 +109,8 @@ def _push_rows(rows, keys, plan):
 
     zero, zeros = _zeros(queries[0], v)
     blocks = (k, v, bias), (k_tangent, v_tangent, bias_tangent)
-    mean = _scan(add_mean, zero, blocks, limits, positions, plan)
-    rest, acc = _scan(add_centred, (zero, zeros), blocks, limits, positions, plan)
+    mean = _scan(add_mean, zero, blocks, limits, positions, reach)
+    rest, acc = _scan(add_centred, (zero, zeros), blocks, limits, positions, reach)
     return acc - rest * o, mean + rest
 
 
@@ -160,7 +161,7 @@ def _zeros(q, v):
     return zero, jnp.broadcast_to(zero, (*zero.shape[:-1], v.shape[-1]))
 
 
-def _scan(step, carry, blocks, limits, positions, plan) -> Any:
+def _scan(step, carry, blocks, limits, positions, reach) -> Any:
     """`step` over the blocks of keys, except those that no query sees.
 
     Nothing of a step is kept for a derivative, which computes it again. The second checkpoint, in
@@ -170,7 +171,6 @@ def _scan(step, carry, blocks, limits, positions, plan) -> Any:
     mask, span, first = limits
     size = jax.tree.leaves(blocks)[0].shape[-2]
     xs = blocks, mask, positions
-    reach = reach_of(plan, positions.shape[0], size)[1]
     if reach < positions.shape[0]:
         xs = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, reach), xs)
 
@@ -219,11 +219,16 @@ def _step_in_span(step, size, carry, block, mask, span, position):
     return step(carry, block, seen if mask is None else seen & mask)
 
 
-def _map(function, rows, keys, plan):
+def _map(function, rows, keys, plan, size):
     """`function` of every block of queries; its two results as [B, T, N, D] and [B, T, N]."""
-    if 0 < plan.queries <= plan.query_block:
-        one = function(jax.tree.map(lambda x: x[0], rows), keys)
-        o, lse = jax.tree.map(lambda x: x[None], one)
-    else:
-        o, lse = lax.map(_again(lambda row: function(row, keys)), rows)
+    results = []
+    for group, reach in groups_of(plan, size):
+        of_block = partial(lambda reach, row: function(row, keys, plan, reach), reach)
+        blocks = jax.tree.map(lambda x, group=group: x[group], rows)
+        if 0 < plan.queries <= plan.query_block:
+            one = of_block(jax.tree.map(lambda x: x[0], blocks))
+            results.append(jax.tree.map(lambda x: x[None], one))
+        else:
+            results.append(lax.map(_again(of_block), blocks))
+    o, lse = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
     return joined(o, plan), joined(lse, plan)[..., 0]

@@ -54,7 +54,7 @@ def in_blocks(operands, fixed, plan, size):
     if span is not None:
         span = tuple(by_query(x[:, None, None, :, None], plan) for x in span)
     count = keys[0].shape[0]
-    first = jnp.asarray(reach_of(plan, count, size)[0], jnp.int32)
+    first = jnp.asarray(seen_blocks(plan, size)[0], jnp.int32)
     positions = size * jnp.arange(count, dtype=jnp.int32)
     origins = tuple(jnp.swapaxes(x, 1, 2) for x in origins)
     return (rows, (mask, span, first)), (keys, positions, origins)
@@ -107,12 +107,23 @@ def joined(x, plan):
     return jnp.transpose(x, (0, 3, 1, 2, 4)).reshape(B, plan.queries, K * G, D)
 
 
-def reach_of(plan, count, size):
-    """The first key block of every query block, and how many blocks of keys any of them sees."""
+def seen_blocks(plan, size):
+    """The first key block that each query block sees by the band, and the one past the last."""
     everything = (plan.queries + plan.keys,) * 2
     before, after = everything if plan.is_split or plan.band is None else plan.band
     begin = np.arange(0, plan.queries, plan.query_block)
     first = np.clip(begin - before, 0, plan.keys) // size
-    last = -(-np.clip(begin + plan.query_block + after, 0, plan.keys) // size)
-    reach = min(count, max(1, np.max(last - first, initial=0)))
-    return np.minimum(first, count - reach), reach
+    return first, -(-np.clip(begin + plan.query_block + after, 0, plan.keys) // size)
+
+
+def groups_of(plan, size):
+    """Slices of the query blocks, and how many key blocks any block of each slice sees.
+
+    There are four where the first ones see fewer, as under a causal mask: they then skip fewer.
+    """
+    first, last = seen_blocks(plan, size)
+    count, reach = len(first), np.maximum(last - first, 1)
+    parts = 4 if count >= 4 and reach[0] < np.max(reach, initial=1) else 1
+    bounds = [count * i // parts for i in range(parts + 1)]
+    groups = [slice(*bounds[i : i + 2]) for i in range(parts)]
+    return [(group, int(np.max(reach[group], initial=1))) for group in groups]
