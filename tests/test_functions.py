@@ -1,10 +1,12 @@
 """Edge rows of softmax, log_softmax and logsumexp: values as jax.nn's, derivatives never NaN."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import close
+from helpers import close, quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -22,26 +24,25 @@ each_function = pytest.mark.parametrize("name", FUNCTIONS)
 f32 = lambda *a: jnp.asarray(a, jnp.float32)  # noqa: E731
 
 
-def derivatives(f, x, t=None):
-    """Jacobian by both modes, and an HVP of a smooth function of f, under jit."""
+@functools.partial(quick_jit, static_argnums=0)
+def derivatives(f, x, t=None, where=None):
+    """Jacobian by both modes, and two HVPs of a smooth function of f."""
+    f = f if where is None else functools.partial(f, where=where)
     t = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) if t is None else t
 
     def smooth(x):
         y = f(x)
         return jnp.sum(jnp.sin(jnp.where(jnp.isfinite(y), y, 0)))
 
-    @jax.jit
-    def all_of_them(x):
-        return (
-            jax.jacfwd(f)(x),
-            jax.jacrev(f)(x),
-            jax.jvp(jax.grad(smooth), (x,), (t,))[1],
-            jax.grad(lambda x: jnp.vdot(jax.grad(smooth)(x), t))(x),
-        )
-
-    return all_of_them(x)
+    return (
+        jax.jacfwd(f)(x),
+        jax.jacrev(f)(x),
+        jax.jvp(jax.grad(smooth), (x,), (t,))[1],
+        jax.grad(lambda x: jnp.vdot(jax.grad(smooth)(x), t))(x),
+    )
 
 
+@pytest.mark.once
 @each_function
 @pytest.mark.parametrize(
     "x",
@@ -87,17 +88,19 @@ def test_the_seeds_own_numbers():
     )
 
 
+@pytest.mark.once
 @each_function
 @pytest.mark.parametrize("axis", [0, 1, -1, 2, (0, 2), (2, 1), (-1, 0), None, ()], ids=str)
 def test_axes_are_those_of_jax_nn(name, axis):
     ours, theirs = FUNCTIONS[name]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
-    close(ours(x, axis=axis), theirs(x, axis=axis))
-    t = jnp.cos(x)
-    close(
-        jax.jvp(lambda x: ours(x, axis=axis), (x,), (t,))[1],
-        jax.jvp(lambda x: theirs(x, axis=axis), (x,), (t,))[1],
-    )
+
+    @quick_jit
+    def values_and_jvps(x):
+        each = (functools.partial(f, axis=axis) for f in (ours, theirs))
+        return [jax.jvp(f, (x,), (jnp.cos(x),)) for f in each]
+
+    jax.tree.map(close, *values_and_jvps(x))
 
 
 @each_function
@@ -115,6 +118,7 @@ def test_one_class(name):
         assert np.all(np.asarray(d) == expected)
 
 
+@pytest.mark.once
 @each_function
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_without_finite_logits_has_gradient_zero(name, dtype):
@@ -126,6 +130,7 @@ def test_a_row_without_finite_logits_has_gradient_zero(name, dtype):
             assert np.all(np.asarray(d[0], np.float32) == 0)
 
 
+@pytest.mark.once
 @each_function
 @pytest.mark.parametrize("junk", [NAN, INF, -INF])
 def test_excluded_classes_are_ignored(name, junk):
@@ -134,7 +139,7 @@ def test_excluded_classes_are_ignored(name, junk):
     x = jnp.broadcast_to(f32(0.5, junk, 2), (2, 3))
     np.testing.assert_allclose(ours(x, where=where), theirs(x, where=where), rtol=1e-6)
     t = jnp.broadcast_to(f32(1, 9, -2), (2, 3))
-    kept = derivatives(lambda x: ours(x, where=where), x, t)
+    kept = derivatives(ours, x, t, where)
     alone = derivatives(ours, f32(0.5, 2), f32(1, -2))
     for d, expected in zip(kept, alone, strict=True):
         assert np.all(np.isfinite(d))
@@ -144,6 +149,7 @@ def test_excluded_classes_are_ignored(name, junk):
         close(np.asarray(selected)[ix].reshape(expected.shape), expected)
 
 
+@pytest.mark.once
 @each_function
 def test_some_minus_infinities(name):
     f = FUNCTIONS[name][0]
@@ -157,6 +163,7 @@ def test_some_minus_infinities(name):
         assert np.all(d == 0)
 
 
+@pytest.mark.once
 @each_function
 def test_a_nan_is_never_masked_away(name):
     f = FUNCTIONS[name][0]
@@ -166,6 +173,7 @@ def test_a_nan_is_never_masked_away(name):
     assert np.all(np.isnan(jax.jvp(f, (x,), (jnp.ones_like(x),))[1]))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("v", [INF, -INF, NAN])
 def test_a_cotangent_that_is_not_finite_where_sigma_is_zero(v):
     x, g = f32(0, 1, -INF, -300), f32(1, 2, v, v)
@@ -181,16 +189,17 @@ def test_a_cotangent_that_is_not_finite_where_sigma_is_zero(v):
 def test_logsumexp_options_are_those_of_jax_nn():
     x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4)), jnp.float32)
     b = jnp.asarray(np.random.default_rng(2).normal(size=(3, 4)), jnp.float32)
-    for options in (
+    several = (
         {},
         {"axis": 1, "keepdims": True},
         {"return_sign": True},
         {"axis": 0, "b": b, "return_sign": True},
         {"axis": (0, 1), "where": b > 0, "return_sign": True},
         {"axis": -1, "b": b, "where": b > 0, "keepdims": True},
-    ):
-        ours, theirs = jsj.logsumexp(x, **options), jax.nn.logsumexp(x, **options)
-        jax.tree.map(lambda a, b: close(a, b), ours, theirs)
+    )
+    functions = jsj.logsumexp, jax.nn.logsumexp
+    both = quick_jit(lambda x: [[f(x, **options) for options in several] for f in functions])
+    jax.tree.map(close, *both(x))
     assert jsj.logsumexp(jnp.zeros((2, 0)), axis=-1).tolist() == [-INF, -INF]
     assert jsj.logsumexp(f32(-INF, -INF), return_sign=True)[1] == 0
 
@@ -236,6 +245,7 @@ def everything(x, v):
     return sigma, log_sigma, total, product, pulled, centred, mean
 
 
+@pytest.mark.once
 @settings(max_examples=300, deadline=None)
 @given(bits(5), bits(5))
 def test_never_nan_where_the_table_says_finite(x, v):
