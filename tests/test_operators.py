@@ -1,21 +1,17 @@
-"""SoftmaxJacobian against the dense matrix: values, identities, derivatives, edges, errors."""
-
-import functools
+"""SoftmaxJacobian against the dense matrix: values, identities, edges, transformations, errors."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import WIDE, close, long_softmax, plain_softmax
-from test_transforms_everywhere import FAST
+from helpers import WIDE, close, long_softmax, quick_jit
 
 from jaxsoftjac.operators import SoftmaxJacobian
 
 K = 6
 WHERE = np.ones((6, K), bool)
 WHERE[5, 2] = False
-fast_jit = functools.partial(jax.jit, compiler_options=FAST)
 
 
 def logits():
@@ -65,7 +61,7 @@ def times(matrices, v):
     return np.einsum("nij,nj->ni", matrices, v)
 
 
-@fast_jit
+@quick_jit
 def everything(J):
     v, w, b = (jnp.asarray(vectors(name), J.dtype) for name in "vwb")
     results = {
@@ -144,6 +140,7 @@ def test_every_method_agrees_with_the_dense_matrix(make):
         close(actual[name][at], value[at])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_is_rounded_once(dtype):
     J = SoftmaxJacobian.from_logits(jnp.asarray(logits(), dtype), where=WHERE)
@@ -162,187 +159,11 @@ def J_logits(dtype):
 VECTOR_FREE = ("as_matrix", "diagonal", "trace", "frobenius_norm", "spectral_norm", "eigvalsh")
 
 
-# Derivatives. `ours` and `plain` give the same numbers of one row; the plain ones by dense algebra.
-
-POINT = np.array([0.3, -1.0, 1.2, 0.1])
-ROW = {name: np.random.default_rng(i).normal(size=4) for i, name in enumerate("vwbu")}
-
-
-def ours(J):
-    v, w, b, u = (jnp.asarray(ROW[name], J.dtype) for name in "vwbu")
-    values, V = J.eigh()
-    return {
-        "linear": J.mv(v) + J @ w,
-        "matrix": J.as_matrix(),
-        "scalars": jnp.stack(
-            [J.trace(), J.frobenius_norm(), J.quadratic(v), J.log_pdet(), J.spectral_norm()]
-        ),
-        "inverses": J.solve(b, jnp.exp(w)) + J.diagonal(),
-        "factors": J.factor_mv(w) + J.factor_t_mv(v),
-        "values": u * values,
-        "vectors": (V @ (w * (V.T @ v)))[1:] + 0 * v[1:],
-    }
-
-
-def plain(J, sigma):
-    v, w, b, u = (jnp.asarray(ROW[name], J.dtype) for name in "vwbu")
-    root = jnp.sqrt(sigma)
-    F = jnp.diag(root) - sigma[:, None] * root[None, :]
-    values, V = jnp.linalg.eigh(J)
-    return {
-        "linear": J @ (v + w),
-        "matrix": J,
-        "scalars": jnp.stack(
-            [
-                jnp.trace(J),
-                jnp.sqrt(jnp.sum(J**2)),
-                v @ J @ v,
-                jnp.log(4.0).astype(J.dtype) + jnp.sum(jnp.log(sigma)),
-                values[-1],
-            ]
-        ),
-        "inverses": jnp.linalg.solve(J + jnp.diag(jnp.exp(w)), b) + jnp.diag(J),
-        "factors": F @ w + F.T @ v,
-        "values": u * values,
-        "vectors": (V @ (w * (V.T @ v)))[1:] + 0 * v[1:],
-    }
-
-
-def plain_of_sigma(sigma):
-    return plain(jnp.diag(sigma) - sigma[:, None] * sigma[None, :], sigma)
-
-
-def inverse_and_root(J):
-    v = jnp.asarray(ROW["v"], J.dtype)
-    return J.pinv_mv(v), J.sqrt_mv(v)
-
-
-def plain_inverse_and_root(sigma):
-    v = jnp.asarray(ROW["v"], sigma.dtype)
-    constant = jnp.full((4, 4), 0.25, sigma.dtype)
-    J = jnp.diag(sigma) - sigma[:, None] * sigma[None, :] + constant
-    values, V = jnp.linalg.eigh(J)
-    root = V @ (jnp.sqrt(values)[:, None] * V.T)
-    return (jnp.linalg.inv(J) - constant) @ v, (root - constant) @ v
-
-
-def total(f):
-    return lambda x: sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(f(x)))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=FAST)
-def derivatives(f, orders, x):
-    """First derivatives, and second ones in the given nestings."""
-    modes = {"forward": jax.jacfwd, "reverse": jax.jacrev}
-    results = {mode: modes[mode](f)(x) for mode in modes}
-    for outer, inner in orders:
-        results[f"{outer} over {inner}"] = modes[outer](modes[inner](total(f)))(x)
-    return results
-
-
-def of_logits(f):
-    return lambda x: f(SoftmaxJacobian.from_logits(x))
-
-
-def of_sigma(f):
-    return lambda sigma: f(SoftmaxJacobian(sigma))
-
-
-def plain_of_logits(f):
-    return lambda x: f(plain_softmax(x))
-
-
-CASES = {
-    "logits": (of_logits(ours), plain_of_logits(plain_of_sigma), POINT, (("reverse", "reverse"),)),
-    "sigma": (of_sigma(ours), plain_of_sigma, np.array([0.2, 0.1, 0.4, 0.3]), ()),
-    "inverse, root": (
-        of_logits(inverse_and_root),
-        plain_of_logits(plain_inverse_and_root),
-        POINT,
-        (),
-    ),
-}
-
-
-def products_of_sigma(sigma):
-    J, v = SoftmaxJacobian(sigma), jnp.asarray(ROW["v"], sigma.dtype)
-    return J.mv(v), J.quadratic(v), J.factor_t_mv(v)
-
-
-def plain_products(sigma):
-    v = jnp.asarray(ROW["v"], sigma.dtype)
-    mean = jnp.sum(sigma * v)
-    d = v - mean
-    return sigma * d, jnp.sum(sigma * v**2) - mean**2, jnp.sqrt(sigma) * d
-
-
-CASES["sigma, products"] = (
-    products_of_sigma,
-    plain_products,
-    CASES["sigma"][2],
-    (("forward", "reverse"), ("reverse", "reverse"), ("reverse", "forward")),
-)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_derivatives_are_those_of_the_dense_matrix(case):
-    f, reference, x, orders = CASES[case]
-    x = jnp.asarray(x, WIDE)
-    actual, expected = derivatives(f, orders, x), derivatives(reference, orders, x)
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for way in actual:
-        # Second derivatives of the inverse and the logarithms are of size 100.
-        jax.tree.map(lambda a, b: close(a, b, scale=10.0), actual[way], expected[way])
-
-
-TIED = np.array([0.5, 2.0, 0.5, 2.0, 0.5])
-
-
-@fast_jit
-def at_ties(x):
-    """Derivatives of symmetric functions of the eigenvalues, where eigenvalues tie."""
-
-    def ours(x):
-        J = SoftmaxJacobian.from_logits(x)
-        return jnp.sum(J.eigvalsh() ** 3) + J.spectral_norm() ** 2
-
-    def vectors(x):
-        return SoftmaxJacobian.from_logits(x).eigh()
-
-    gradient, curvature = jax.jvp(jax.grad(ours), (x,), (jnp.cos(x),))
-    pushed = jax.jvp(vectors, (x,), (jnp.cos(x),))[1]
-    return {"gradient": gradient, "curvature": curvature, "eigh": pushed}
-
-
-def test_derivatives_are_finite_where_eigenvalues_tie():
-    results = at_ties(jnp.asarray(TIED, WIDE))
-    chex.assert_tree_all_finite(results)
-
-    def plain(x):
-        sigma = plain_softmax(x)
-        J = jnp.diag(sigma) - sigma[:, None] * sigma[None, :]
-        top = jnp.linalg.eigvalsh(J)[-1]  # simple: of the two tied classes' common shift
-        return jnp.trace(J @ J @ J) + top**2
-
-    close(results["gradient"], jax.grad(plain)(jnp.asarray(TIED, WIDE)))
-
-
-def test_the_offset_of_a_vector_does_not_cost_digits_in_derivatives():
-    x, v = jnp.asarray(POINT, jnp.float32), jnp.asarray([0.5, -0.25, 1, 0.125], jnp.float32)
-
-    def moved(v):
-        product = lambda x: SoftmaxJacobian.from_logits(x).mv(v)  # noqa: E731
-        return jax.jvp(product, (x,), (jnp.ones_like(x).at[0].set(0.5),))[1]
-
-    shifted, plain = jax.jit(lambda v: (moved(v + 2.0**13), moved(v)))(v)
-    chex.assert_trees_all_close(shifted, plain, atol=1e-6)
-
-
 def test_identities():
     v = jnp.asarray(vectors("v"), WIDE)
     J = SoftmaxJacobian.from_logits(jnp.asarray(logits(), WIDE))
 
-    @fast_jit
+    @quick_jit
     def both(J, v):
         values, V = J.eigh()
         Jv = J.mv(v)
@@ -368,99 +189,14 @@ def test_identities():
     assert np.all(J.as_matrix() == jnp.swapaxes(J.as_matrix(), 1, 2))
 
 
+@pytest.mark.once
 def test_samples_have_covariance_J():
-    J = SoftmaxJacobian.from_logits(jnp.asarray(POINT, jnp.float32))
-    draws = fast_jit(lambda J: J.sample(jax.random.key(0), (200, 500)))(J)
+    J = SoftmaxJacobian.from_logits(jnp.asarray([0.3, -1.0, 1.2, 0.1], jnp.float32))
+    draws = quick_jit(lambda J: J.sample(jax.random.key(0), (200, 500)))(J)
     chex.assert_shape(draws, (200, 500, 4))
     covariance = jnp.einsum("abi,abj->ij", draws, draws) / 100_000
     np.testing.assert_allclose(covariance, J.as_matrix(), atol=5e-3)
     np.testing.assert_allclose(jnp.sum(draws, -1), 0, atol=1e-6)
-
-
-# Float32 where dense matrices lose their digits.
-
-
-def two_ahead():
-    """float32 logits with two classes ahead, their exact σ, and a vector of sum 0."""
-    x = np.array([20, 20.5, 0, 1, -1], np.float32)
-    return x, long_softmax(x)[0], np.array([3, -1, 2, -5, 1], np.float32) / 1024
-
-
-def error(solution, expected):
-    """Relative error in the norm."""
-    return np.linalg.norm(np.asarray(solution) - expected) / np.linalg.norm(expected)
-
-
-def test_solve_in_float32_where_the_dense_one_loses_its_digits():
-    x, sigma, b = two_ahead()
-    damping = np.float32(1e-9)
-    matrix = np.diag(sigma + damping) - sigma[:, None] * sigma
-    expected = np.linalg.solve(matrix.astype(float), b)
-    J = SoftmaxJacobian.from_logits(x)
-    dense = J.as_matrix() + damping * jnp.eye(5, dtype=jnp.float32)
-    assert error(J.solve(b, damping), expected) < 1e-5
-    assert error(jnp.linalg.solve(dense, b), expected) > 1e-3
-
-
-def test_pinv_in_float32_where_the_dense_one_loses_its_digits():
-    x, sigma, b = two_ahead()
-    w = (b / sigma).astype(float)
-    J = SoftmaxJacobian.from_logits(x)
-    assert error(J.pinv_mv(b), w - w.mean()) < 1e-5
-    assert error(jnp.linalg.pinv(J.as_matrix()) @ b, w - w.mean()) > 0.1
-
-
-def confident():
-    """float32 logits with one class 25 nats ahead, and the exact σ."""
-    x = np.random.default_rng(3).normal(size=40)
-    x[7] += 25
-    x = x.astype(np.float32)
-    return x, long_softmax(x)[0]
-
-
-@pytest.mark.parametrize("how", [lambda f: f, jax.jit])
-def test_residuals_in_float32_on_a_confident_row(how):
-    x, sigma = confident()
-    b = exact_product(sigma, np.random.default_rng(4).normal(size=40)).astype(np.float32)
-    J = SoftmaxJacobian.from_logits(x)
-    damping = np.float32(1e-13)
-    for solution, delta in (
-        (how(lambda J: J.solve(b, damping))(J), damping),
-        (how(lambda J: J.pinv_mv(b))(J), 0),
-    ):
-        solution = np.asarray(solution, np.longdouble)
-        left = exact_product(sigma, solution) + delta * solution
-        right = b if delta else b - b.astype(np.longdouble).mean()
-        assert np.abs(left - right).sum() < 1e-5 * np.abs(right).sum()
-
-
-def exact_product(sigma, v):
-    """Jv of one row, the class 7 as minus the others."""
-    d = v - v[7]
-    w = sigma * (d - (sigma * d).sum())
-    w[7] = -np.delete(w, 7).sum()
-    return w
-
-
-def test_closed_forms_in_float32_on_a_confident_row():
-    x, sigma = confident()
-    J = SoftmaxJacobian.from_logits(x)
-    others = np.array([np.delete(sigma, i).sum() for i in range(40)])
-    squares = sigma[:, None] ** 2 * sigma**2 * (1 - np.eye(40))
-    frobenius = np.sqrt(((sigma * others) ** 2).sum() + squares.sum())
-    np.testing.assert_allclose(J.diagonal(), (sigma * others).astype(float), rtol=2e-6)
-    np.testing.assert_allclose(J.trace(), float((sigma * others).sum()), rtol=2e-6)
-    np.testing.assert_allclose(J.frobenius_norm(), float(frobenius), rtol=2e-6)
-
-
-def test_logits_keep_what_underflows_in_sigma():
-    x = jnp.asarray([0, -120, -60], jnp.float32)
-    J, log_sigma = SoftmaxJacobian.from_logits(x), long_softmax(np.asarray(x))[1]
-    assert J.sigma[1] == 0
-    np.testing.assert_allclose(J.log_pdet(), float(np.log(3) + log_sigma.sum()), rtol=1e-6)
-    v = jnp.asarray([1e-20, -1e-20, 0], jnp.float32)
-    w = np.array([1e-20, -1e-20, 0]) * np.exp(-log_sigma.astype(float))
-    np.testing.assert_allclose(J.pinv_mv(v), w - w.mean(), rtol=2e-5)
 
 
 # Edges.
@@ -477,7 +213,13 @@ def edges(x, where):
 def test_one_class_and_none():
     x = jnp.asarray([[1.0, 2, 3], [np.nan, 2, np.inf], [-np.inf] * 3], WIDE)
     where = np.array([[False, True, False], [False] * 3, [True] * 3])
-    results = fast_jit(edges)(x, where)
+
+    @quick_jit
+    def results_and_gradient(x):
+        results, pull = jax.vjp(lambda x: edges(x, where), x)
+        return edges(x, where), *pull([jnp.ones_like(a) for a in results])
+
+    results, gradient = results_and_gradient(x)
     names = "mv diagonal trace frobenius quadratic pinv solve factor factor_t sqrt norm values"
     for name, value in zip([*names.split(), "eigvalsh", "V", "log_pdet"], results, strict=True):
         if name == "solve":  # J = 0 on the one kept class: b/δ
@@ -488,32 +230,34 @@ def test_one_class_and_none():
             np.testing.assert_array_equal(value @ value.mT, np.stack([np.eye(3)] * 3))
         else:
             np.testing.assert_array_equal(value, 0, err_msg=name)
-    gradient = fast_jit(jax.grad(lambda x: sum(map(jnp.sum, edges(x, where)))))(x)
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.once
 def test_nan_is_never_hidden():
     J = SoftmaxJacobian.from_logits(jnp.asarray([0, np.nan, 1], jnp.float32))
     methods = (lambda J: J @ J.sigma, J.__class__.eigvalsh, J.__class__.trace, J.__class__.log_pdet)
-    for value in fast_jit(lambda J: [f(J) for f in methods])(J):
+    for value in quick_jit(lambda J: [f(J) for f in methods])(J):
         assert np.all(np.isnan(value))
 
 
 @pytest.mark.parametrize("K", [1, 0])
 def test_one_class_or_no_class_in_the_shape(K):
     J = SoftmaxJacobian(jnp.ones((2, K), jnp.float32))
-    values, vectors = fast_jit(lambda J: J.eigh())(J)
+    scalars = lambda J: (J.trace(), J.log_pdet(), J.frobenius_norm(), J.rank())  # noqa: E731
+    (values, vectors), results = quick_jit(lambda J: (J.eigh(), scalars(J)))(J)
     chex.assert_shape(values, (2, K))
     chex.assert_shape(vectors, (2, K, K))
-    for value in (J.trace(), J.log_pdet(), J.frobenius_norm(), fast_jit(lambda J: J.rank())(J)):
+    for value in results:
         np.testing.assert_array_equal(value, np.zeros(2))
 
 
+@pytest.mark.once
 def test_rank_is_that_of_the_dense_matrix():
     x = np.array([[0, 0, 0, 0], [0, -5, -30, -31], [9, 9, -40, -41], [0, -50, -60, -70]])
     J = SoftmaxJacobian.from_logits(jnp.asarray(x, jnp.float32))
     expected = np.linalg.matrix_rank(np.asarray(J.as_matrix(), np.float64), rtol=4 * 2.0**-23)
-    ranks = fast_jit(lambda J: (J.rank(), J.rank(rtol=0.0)))(J)
+    ranks = quick_jit(lambda J: (J.rank(), J.rank(rtol=0.0)))(J)
     np.testing.assert_array_equal(ranks[0], expected)
     np.testing.assert_array_equal(ranks[1], 3)
 
@@ -527,7 +271,7 @@ def test_classes_on_another_axis():
 # Transformations.
 
 
-@fast_jit
+@quick_jit
 def transformed(J):
     rows = jax.vmap(lambda J: (J.eigvalsh(), J.mv(jnp.ones_like(J.sigma))))(J)
     scanned = jax.lax.scan(lambda _, J: (None, (J.spectral_norm(), J.eigh())), None, J)[1]
@@ -548,44 +292,6 @@ def test_is_a_pytree(make):
     assert jax.tree.map(np.shape, J).sigma == (6, K)
     with pytest.raises(AttributeError):
         J.sigma = J.sigma
-
-
-def test_exports_to_cpu_cuda_and_tpu():
-    def f(x):
-        results = [a for a in jax.tree.leaves(ours(SoftmaxJacobian.from_logits(x)))]
-        return sum(map(jnp.sum, results)) + sum(map(jnp.sum, inverse_and_root(of(x))))
-
-    def of(x):
-        return SoftmaxJacobian.from_logits(x)
-
-    g = jax.jit(jax.value_and_grad(f))
-    x = jax.ShapeDtypeStruct((4,), jnp.float32)
-    exported = jax.export.export(g, platforms=("cpu", "cuda", "tpu"))(x)
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-
-
-def test_lineax_solves_with_it():
-    lineax = pytest.importorskip("lineax")
-    J = SoftmaxJacobian.from_logits(jnp.asarray(POINT, WIDE))
-    operator = J.as_lineax()
-    assert lineax.is_symmetric(operator)
-    assert lineax.is_positive_semidefinite(operator)
-    v = jnp.asarray(ROW["v"], WIDE)
-    close(operator.mv(v), J.mv(v))
-    close(operator.as_matrix(), J.as_matrix())
-    tolerance = 1e-12 if WIDE == jnp.float64 else 1e-6
-    solver = lineax.CG(rtol=tolerance, atol=tolerance)
-    close(lineax.linear_solve(operator, J.mv(v), solver).value, J.pinv_mv(J.mv(v)))
-    damped = operator + 0.1 * lineax.IdentityLinearOperator(operator.in_structure())
-    damped = lineax.TaggedLinearOperator(damped, lineax.positive_semidefinite_tag)
-    close(lineax.linear_solve(damped, v, solver).value, J.solve(v, 0.1))
-    close(lineax.linear_solve(damped, v).value, J.solve(v, 0.1))
-
-
-def test_lineax_is_optional(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lineax", None)
-    with pytest.raises(ImportError, match=r"jaxsoftjac\[lineax\]"):
-        SoftmaxJacobian(jnp.ones(1)).as_lineax()
 
 
 def test_bad_input():
