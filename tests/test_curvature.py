@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import WIDE, close
+from helpers import WIDE, close, quick_jit
 from jax.flatten_util import ravel_pytree
-from test_transforms_everywhere import FAST
 
 import jaxsoftjac as jsj
 from jaxsoftjac.curvature import fisher_product, gauss_newton_product
@@ -24,7 +23,6 @@ PARAMS = {
 INPUTS = jnp.asarray(random.normal(size=(6, 4)), WIDE)
 LABELS = random.integers(0, 3, size=6)
 TANGENTS = jax.tree.map(jnp.cos, PARAMS)
-quick_jit = partial(jax.jit, compiler_options=FAST)
 
 
 def hidden(params, inputs):
@@ -42,6 +40,9 @@ def flat(tree):
 
 def mean_loss(params):
     return jnp.mean(jsj.cross_entropy(model(params, INPUTS), LABELS))
+
+
+plain_loss_and_gradient = quick_jit(jax.value_and_grad(mean_loss))
 
 
 @quick_jit
@@ -117,8 +118,7 @@ def test_one_linearisation_for_many_products(make):
 
     several = jax.tree.map(lambda a: jnp.stack([a, a**2]), TANGENTS)
     value, gradient, products = everything(PARAMS, several)
-    close(value, mean_loss(PARAMS))
-    jax.tree.map(close, gradient, jax.grad(mean_loss)(PARAMS))
+    jax.tree.map(close, (value, gradient), plain_loss_and_gradient(PARAMS))
     for i in range(2):
         at = lambda tree: flat(jax.tree.map(lambda a: a[i], tree))  # noqa: B023, E731
         close(at(products), dense_matrix(PARAMS) @ at(several))
@@ -135,6 +135,7 @@ def test_the_model_is_evaluated_once():
     assert len(calls) == 1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("gap", [0, 20, 60])
 def test_semi_definite_to_rounding(gap):
     """vᵀGv ≥ 0 in float32, on rows that grow more and more confident, with offsets of 1e3."""
@@ -157,6 +158,7 @@ def compiled_bytes(f, *arguments):
     return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.once
 def test_a_head_of_many_classes_never_holds_the_logits():
     N, D, V = 256, 8, 50257
     params = {"first": jnp.ones((4, D), jnp.float32), "kernel": jnp.ones((D, V), jnp.float32)}

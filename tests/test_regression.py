@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import WIDE
+from helpers import WIDE, quick_jit
 from jax.flatten_util import ravel_pytree
 from sklearn.linear_model import LogisticRegression
-from test_transforms_everywhere import FAST
 
 import jaxsoftjac as jsj
 from jaxsoftjac.regression import fit_softmax_regression
@@ -27,7 +26,7 @@ SCALES, OFFSETS = np.array([1e-6, 1, 1e3, 1e6]), np.array([0, 1, 1e3, 0])
 @cache
 def compiled(solver, **options):
     f = partial(fit_softmax_regression, solver=solver, **options)
-    return jax.jit(f, compiler_options=FAST)
+    return quick_jit(f)
 
 
 def fit(x, labels, *, l2, weights=None, solver="newton-cg", **options):
@@ -133,7 +132,7 @@ def test_standard_errors_are_those_of_the_dense_hessian(l2):
     x = as_wide(X * [1, 10, 1, 0.1] + [0, 0, 3, 0])
     result = fit(x, NOISY, l2=l2, standard_errors=True)
     flat, unravel = ravel_pytree((result.kernel, result.bias))
-    hessian = jax.jit(jax.hessian(lambda flat: objective(*unravel(flat), x, NOISY, l2)))(flat)
+    hessian = quick_jit(jax.hessian(lambda flat: objective(*unravel(flat), x, NOISY, l2)))(flat)
     shifts = np.kron(np.eye(D + 1), np.ones((1, K)))
     free = np.linalg.svd(shifts)[2][D + 1 :]  # the sums over the classes are held at 0
     covariance = free.T @ np.linalg.inv(free @ np.asarray(hessian, np.float64) @ free.T) @ free / N
@@ -169,7 +168,7 @@ def test_rows_over_devices(axis_type):
 
 def test_under_vmap():
     one = lambda l2: fit_softmax_regression(as_wide(X), NOISY, l2=l2, num_classes=K)  # noqa: E731
-    several = jax.jit(jax.vmap(one), compiler_options=FAST)
+    several = quick_jit(jax.vmap(one))
     kernels = several(as_wide([1e-2, 1.0])).kernel
     np.testing.assert_allclose(kernels[0], fit(X, NOISY, l2=1e-2).kernel, atol=1e-5)
     assert np.linalg.norm(kernels[1]) < np.linalg.norm(kernels[0])
