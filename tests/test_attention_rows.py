@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import quick_jit
 
 from jaxsoftjac.attention_rows import attention_flow
 from jaxsoftjac.flow import gradient_flow
@@ -23,12 +24,15 @@ MASK = RANDOM.random((B, 1, 1, S)) < 0.7
 LENGTHS = {"query_seq_lengths": np.array([5, 3]), "key_value_seq_lengths": np.array([4, 6])}
 
 
+quick_flow = quick_jit(gradient_flow)
+
+
 def whole_map(bias=0, mask=True, scale=H**-0.5, softcap=None):
     """The flow of all logits at once, in the order that jax.nn.dot_product_attention takes."""
     logits = np.einsum("btnh,bsnh->bnts", QUERY, np.repeat(KEY, N // G, axis=2)) * scale
     logits = logits if softcap is None else softcap * np.tanh(logits / softcap)
     logits = (logits + bias).astype(np.float32)
-    return jax.jit(gradient_flow)(logits, where=np.broadcast_to(mask, logits.shape))
+    return quick_flow(logits, where=np.broadcast_to(mask, logits.shape))
 
 
 t, s = np.arange(T)[:, None], np.arange(S)
@@ -54,7 +58,8 @@ LENGTH_MASK = (t < np.array([5, 3])[:, None, None, None]) & (
     ],
 )
 def test_blocks_give_the_flow_of_the_whole_map(options, expected, block_size):
-    flow = jax.jit(functools.partial(attention_flow, block_size=block_size, **options))(QUERY, KEY)
+    blocks = functools.partial(attention_flow, block_size=block_size, **options)
+    flow = quick_jit(blocks)(QUERY, KEY)
     chex.assert_tree_shape_prefix(flow, (B, N, T))
     chex.assert_trees_all_close(flow, whole_map(**expected), rtol=2e-5, atol=1e-6)
 
@@ -66,20 +71,28 @@ def test_the_masks_are_those_of_jax():
         "local_window_size": (2, 0),
         "key_value_seq_lengths": np.array([3, 6], np.int32),
     }
+    theirs = quick_jit(functools.partial(jax.nn.dot_product_attention, **options))
     with jax.numpy_dtype_promotion("standard"):  # it mixes int32 and int64
-        weights = jax.nn.dot_product_attention(q, k, k + np.eye(S, dtype="f")[:, None], **options)
-    classes = attention_flow(q, k, **options).classes
+        weights = theirs(q, k, k + np.eye(S, dtype="f")[:, None])
+    classes = quick_jit(functools.partial(attention_flow, **options))(q, k).classes
     np.testing.assert_array_equal(classes[:, 0], (weights[:, :, 0] > 0).sum(-1))
 
 
+@pytest.mark.once
 def test_leading_axes_are_layers_and_batches_are_optional():
-    flow = attention_flow(QUERY, KEY, is_causal=True)
-    layers = attention_flow(QUERY[:, None], KEY[:, None], BIAS[:, :, :1] * 0, is_causal=True)
+    causal = functools.partial(attention_flow, is_causal=True)
+
+    @quick_jit
+    def each(query, key):
+        layers = causal(query[:, None], key[:, None], jnp.zeros_like(BIAS[:, :, :1]))
+        return causal(query, key), layers, causal(query[0], key[0])
+
+    flow, layers, single = each(QUERY, KEY)
     chex.assert_trees_all_close(jax.tree.map(lambda a: a[:, 0], layers), flow, rtol=1e-5)
-    single = attention_flow(QUERY[0], KEY[0], is_causal=True)
     chex.assert_trees_all_close(single, jax.tree.map(lambda a: a[0], flow), rtol=1e-5)
 
 
+@pytest.mark.once
 def test_no_map_is_formed():
     n = 1024
     q = jax.ShapeDtypeStruct((1, n, 2, 4), jnp.float32)
@@ -103,6 +116,7 @@ class Blocks(nnx.Module):
         return x
 
 
+@pytest.mark.once
 def test_an_nnx_model_is_read_and_not_changed():
     model, attend = Blocks(nnx.Rngs(0)), jax.nn.dot_product_attention
     x = RANDOM.normal(size=(B, T, 8)).astype(np.float32)
@@ -120,13 +134,13 @@ def test_an_nnx_model_is_read_and_not_changed():
             return model(x, causal), flows
 
     read, flows = outputs_and_flows(model, x)
-    np.testing.assert_allclose(read, model(x, causal), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(read, nnx.jit(model)(x, causal), rtol=1e-5, atol=1e-6)
     assert jax.nn.dot_product_attention is attend
     assert len(flows) == 2
     for flow, query, key in flows:
-        logits = jnp.einsum("btnh,bsnh->bnts", query, key) / np.sqrt(np.float32(8 // N))
-        where = jnp.broadcast_to(causal, logits.shape)
-        chex.assert_trees_all_close(flow, gradient_flow(logits, where=where), rtol=1e-4, atol=1e-6)
+        logits = np.einsum("btnh,bsnh->bnts", query, key) / np.sqrt(np.float32(8 // N))
+        expected = quick_flow(logits, where=np.broadcast_to(causal, logits.shape))
+        chex.assert_trees_all_close(flow, expected, rtol=1e-4, atol=1e-6)
 
 
 class Residual(eqx.Module):
@@ -138,6 +152,7 @@ class Residual(eqx.Module):
         return x + self.attention(x, x, x, jnp.tril(jnp.ones((T, T), bool)))
 
 
+@pytest.mark.once
 def test_an_equinox_model_is_read_and_not_changed():
     attend, weights_of = eqx.nn.MultiheadAttention.__call__, jax.nn.softmax
     model = Residual(eqx.nn.MultiheadAttention(N, 8, dtype=jnp.float32, key=jax.random.key(0)))
