@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import WIDE, close
+from helpers import WIDE, close, quick_jit
 from jax.flatten_util import ravel_pytree
-from test_transforms_everywhere import FAST, ways
+from test_transforms_everywhere import ways
 
 from jaxsoftjac.attention import dot_product_attention
 
-quick = functools.partial(jax.jit, compiler_options=FAST)
 B, T, N, K, S, H, D = 2, 7, 4, 2, 10, 4, 3
 
 
@@ -132,7 +131,7 @@ def test_options_and_their_gradients(name):
         dot_product_attention, **(options | sink), block_size=(2, 4), return_residual=True
     )
     expected = functools.partial(dense, seen=seen_keys(T, S, **seen), **(others | sink))
-    both = quick(lambda *a: (value_and_gradient(ours)(*a), value_and_gradient(expected)(*a)))
+    both = quick_jit(lambda *a: (value_and_gradient(ours)(*a), value_and_gradient(expected)(*a)))
     jax.tree.map(close, *both(*operands))
 
 
@@ -149,7 +148,7 @@ def test_options_and_their_gradients(name):
 def test_a_drop_in_for_that_of_jax(options, dtype):
     q, k, v, bias = arrays(dtype=dtype, D=H)
     x = q, k, v, bias[:, :1]
-    ours = quick(lambda *x: dot_product_attention(*x, **options, return_residual=True))(*x)
+    ours = quick_jit(lambda *x: dot_product_attention(*x, **options, return_residual=True))(*x)
     with jax.numpy_dtype_promotion("standard"):
         theirs = jax.nn.dot_product_attention(*x, **options, return_residual=True)
     alive = np.asarray(ours[1], np.float32) > -np.inf
@@ -160,7 +159,7 @@ def test_a_drop_in_for_that_of_jax(options, dtype):
 
 
 def test_arrays_without_a_batch_axis():
-    @quick
+    @quick_jit
     def both(*x):
         attention = functools.partial(dot_product_attention, return_residual=True)
         return attention(*(a[0] for a in x)), attention(*x)
@@ -206,7 +205,7 @@ def flat(attention):
 
 def modes_agree(names, ours, expected):
     ours, expected = ways(flat(ours)), ways(flat(expected))
-    for a, b in quick(lambda x: [(ours[n](x), expected[n](x)) for n in names])(OPERANDS):
+    for a, b in quick_jit(lambda x: [(ours[n](x), expected[n](x)) for n in names])(OPERANDS):
         jax.tree.map(close, a, b)
 
 
@@ -233,13 +232,13 @@ def test_lengths_that_differ_by_vmap(mode):
     x = arrays()[:3]
     ours = derivatives(lambda *x: each(*x, K_LENGTHS))[mode]
     expected = derivatives(lambda *x: dense(*x, seen=seen_keys(T, S, key_lengths=K_LENGTHS))[0])
-    jax.tree.map(close, *quick(lambda *x: (ours(*x), expected[mode](*x)))(*x))
+    jax.tree.map(close, *quick_jit(lambda *x: (ours(*x), expected[mode](*x)))(*x))
 
 
 def test_a_learned_scale_has_a_gradient():
     q, k, v, _ = arrays()
 
-    @quick
+    @quick_jit
     def gradients(scale):
         ours = lambda s: jnp.sum(jnp.sin(dot_product_attention(q, k, v, scale=s)))  # noqa: E731
         expected = lambda s: jnp.sum(jnp.sin(dense(q, k, v, scale=s)[0]))  # noqa: E731
@@ -262,7 +261,7 @@ def test_what_is_masked_is_ignored_nan_included():
     mask = np.ones((1, 1, T, S), bool)
     mask[..., 8] = mask[..., 5, :] = False
     ours = functools.partial(dot_product_attention, mask=mask, return_residual=True)
-    f = quick(value_and_gradient(functools.partial(ours, block_size=(T, 5))))
+    f = quick_jit(value_and_gradient(functools.partial(ours, block_size=(T, 5))))
     clean, dirty = f(q, k, v, bias), f(spoilt_query, *spoilt, spoilt_bias)
     jax.tree.map(close, dirty, clean)
     (_, (o, lse)), (dq, dk, dv, _) = dirty
@@ -273,7 +272,7 @@ def test_what_is_masked_is_ignored_nan_included():
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}])
 def test_a_seen_nan_spoils_its_queries(options):
     q, k, v, _ = arrays(T=S)
-    f = quick(functools.partial(dot_product_attention, block_size=5, **options))
+    f = quick_jit(functools.partial(dot_product_attention, block_size=5, **options))
     o = f(q, k, v.at[:, 4].set(jnp.nan))
     spoilt = np.isnan(np.asarray(o)).all((0, 2, 3))
     assert spoilt.tolist() == [not options or t >= 4 for t in range(S)]
@@ -281,7 +280,7 @@ def test_a_seen_nan_spoils_its_queries(options):
 
 def test_no_keys_and_no_queries():
     q, k, v, _ = arrays()
-    f = quick(functools.partial(dot_product_attention, return_residual=True))
+    f = quick_jit(functools.partial(dot_product_attention, return_residual=True))
     o, lse = f(q, k[:, :0], v[:, :0])
     assert not np.any(np.asarray(o))
     assert np.all(np.asarray(lse) == -np.inf)
@@ -320,7 +319,7 @@ def test_bad_input_names_the_argument_and_the_shapes(change, error, words):
 
 
 def test_no_retracing():
-    f = quick(chex.assert_max_traces(derivatives(dot_product_attention)["jvp"], n=1))
+    f = quick_jit(chex.assert_max_traces(derivatives(dot_product_attention)["jvp"], n=1))
     for seed in range(3):
         f(*arrays(seed)[:3])
     chex.clear_trace_counter()

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import RTOL, close
-from test_attention import dense, quick
+from helpers import RTOL, close, quick_jit
+from test_attention import dense
 
 from jaxsoftjac.attention import dot_product_attention
+
+pytestmark = pytest.mark.once
+
 
 # Accuracy
 
@@ -27,15 +30,20 @@ def long_gradient(q, k, v, g):
     return w @ k, w.T @ q, p.T @ g
 
 
+@functools.cache
+def pulled(how, block_size):
+    attend = functools.partial(dot_product_attention, block_size=block_size)
+    return how(lambda q, k, v, g: jax.vjp(attend, q, k, v)[1](g))
+
+
 def errors(dtype, gap, offset, how=jax.jit, block_size=None):
     """Of the gradient: the median over rows of ‖error‖/‖row‖, by query, key and value."""
     n, random = 64, np.random.default_rng(1)
-    attend = functools.partial(dot_product_attention, block_size=block_size)
     q, k, v, g = (random.normal(size=(1, n, 1, 32)) for _ in range(4))
     k = k + offset
     q = q + (k - offset) * gap / 32
     x = tuple(jnp.asarray(a, dtype) for a in (q, k, v + offset, g))
-    gradient = how(lambda q, k, v: jax.vjp(attend, q, k, v)[1](x[3]))(*x[:3])
+    gradient = pulled(how, block_size)(*x)
     return [
         np.median(
             np.linalg.norm(np.asarray(a[0, :, 0]).astype(np.longdouble) - b, axis=-1)
@@ -89,7 +97,7 @@ def test_a_meanflow_step_of_a_tiny_transformer():
     data, noise = jax.random.normal(jax.random.key(1), (2, 3, 6, width), jnp.float32)
     t = jnp.float32(0.3)
     steps = {
-        attention: quick(functools.partial(jax.value_and_grad(loss), attention=attention))
+        attention: quick_jit(functools.partial(jax.value_and_grad(loss), attention=attention))
         for attention in (dot_product_attention, lambda *x: dense(*x)[0])
     }
     ours, expected = (step(weights, noise, data, t) for step in steps.values())

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import WIDE, close
+from helpers import WIDE, close, quick_jit
 from jax.sharding import PartitionSpec as P
-from test_attention import SINK, B, H, arrays, dense, derivatives, quick, seen_keys
+from test_attention import SINK, B, H, arrays, dense, derivatives, seen_keys
 
 from jaxsoftjac import attention_blocks
 from jaxsoftjac.attention import dot_product_attention
@@ -20,13 +20,14 @@ def largest_array(compiled):
     return max(np.prod([int(n) for n in shape.split(",")], dtype=np.int64) for shape in shapes)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("mode", derivatives(dot_product_attention))
 def test_memory_is_linear_in_the_lengths(mode):
     """A map of all scores would have n² = 4·10⁶ entries and take 4 times the memory at 2n."""
     f = derivatives(functools.partial(dot_product_attention, block_size=(256, 128)))[mode]
     lengths = (2048, 1024) if mode == "reverse over reverse" else (2048,)
     shapes = [(jax.ShapeDtypeStruct((1, n, 1, 8), jnp.float32),) * 3 for n in lengths]
-    compiled = [quick(f).lower(*x).compile() for x in shapes]
+    compiled = [quick_jit(f).lower(*x).compile() for x in shapes]
     assert largest_array(compiled[0]) <= 2048 * 128
     large, *small = (c.memory_analysis().temp_size_in_bytes for c in compiled)
     assert all(large < 2.2 * n for n in small)
@@ -52,7 +53,7 @@ def test_empty_blocks_are_not_computed(options, blocks, monkeypatch):
 
     monkeypatch.setattr(attention_blocks, "_mix", counted)
     q, k, v, _ = arrays(T=16, S=16)
-    f = quick(functools.partial(dot_product_attention, block_size=4, **options))
+    f = quick_jit(functools.partial(dot_product_attention, block_size=4, **options))
     jax.block_until_ready(f(q, k, v))
     jax.effects_barrier()
     assert len(computed) == blocks
@@ -69,14 +70,14 @@ def test_batch_heads_and_queries_sharded(axis_type, spec, causal):
     q, k, v, _ = arrays(T=16, S=16, N=8, K=4, D=H)
     f = functools.partial(dot_product_attention, is_causal=causal, block_size=8)
     gradient = derivatives(f)["gradient"]
-    expected = quick(gradient)(q, k, v)
+    expected = quick_jit(gradient)(q, k, v)
     by_key = P("x", None, *spec[2:])
     with jax.set_mesh(mesh):
         x = [
             jax.device_put(a, jax.NamedSharding(mesh, s))
             for a, s in ((q, spec), (k, by_key), (v, by_key))
         ]
-        compiled = quick(gradient).lower(*x).compile()
+        compiled = quick_jit(gradient).lower(*x).compile()
         jax.tree.map(close, compiled(*x), expected)
     assert "all-gather" not in compiled.as_text()
 
@@ -117,7 +118,7 @@ def test_keys_split(mode, split):
     options, others = SPLITS[mode]
     x = arrays(T=S, S=S)[:3]
     local = functools.partial(dot_product_attention, axis_name="s", **options)
-    ours = quick(derivatives(split(local))[mode]).lower(*x).compile()
-    expected = quick(derivatives(lambda *x: dense(*x, **others)[0])[mode])
+    ours = quick_jit(derivatives(split(local))[mode]).lower(*x).compile()
+    expected = quick_jit(derivatives(lambda *x: dense(*x, **others)[0])[mode])
     jax.tree.map(close, ours(*x), expected(*x))
     assert "all-gather" not in ours.as_text()
