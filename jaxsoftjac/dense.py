@@ -18,9 +18,7 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
 from jaxsoftjac.functions import logsumexp_rows, softmax
 from jaxsoftjac.losses import examples, target_mass
-from jaxsoftjac.products import Rows
-
-_LAST = Rows((-1,))
+from jaxsoftjac.products import LAST
 
 
 def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -169,14 +167,14 @@ def _probabilities(
     kept = x if where is None else jnp.where(where, x, -jnp.inf)
     logits = _classes_last(kept.astype(working_dtype(x.dtype)), axes)
     kept = logits != -jnp.inf
-    sigma = jnp.where(_LAST.max(logits) != -jnp.inf, softmax(logits), 0)
+    sigma = jnp.where(LAST.max(logits) != -jnp.inf, softmax(logits), 0)
     return sigma, _complement(sigma), kept, x.dtype
 
 
 def _complement(sigma: jax.Array) -> jax.Array:
     """1 − σᵢ; for a class above 1/2, where that would cancel, the sum of the others."""
     is_large = sigma > 0.5
-    others = _LAST.sum(jnp.where(is_large, 0, sigma))
+    others = LAST.sum(jnp.where(is_large, 0, sigma))
     return jnp.where(is_large, others, 1 - sigma)
 
 

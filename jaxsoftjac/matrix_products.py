@@ -18,9 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftjac.products import Rows, centre, guarded, pivot_weights, softmax_product
-
-LAST = Rows((-1,))
+from jaxsoftjac.products import LAST, centre, guarded, pivot_weights, softmax_product
 
 
 def product(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:

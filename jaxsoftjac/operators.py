@@ -20,7 +20,6 @@ from jaxsoftjac._checks import as_real, same_shape, wide, working_dtype
 from jaxsoftjac.functions import is_alive, log_softmax_rows, softmax_rows
 from jaxsoftjac.losses import checked_logits
 from jaxsoftjac.matrix_products import (
-    LAST,
     damped_solution,
     factor_product,
     factor_t_product,
@@ -31,6 +30,7 @@ from jaxsoftjac.matrix_products import (
     square_root_product,
     variance,
 )
+from jaxsoftjac.products import LAST
 
 
 class Eigh(NamedTuple):

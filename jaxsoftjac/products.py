@@ -35,6 +35,9 @@ class Rows(NamedTuple):
         return top if self.axis_name is None else lax.pmax(top, self.axis_name)
 
 
+LAST = Rows((-1,))
+
+
 def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
     """Product of a vector with the softmax Jacobian, without forming the matrix.
 

@@ -16,11 +16,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftjac._checks import wide, working_dtype
 from jaxsoftjac.functions import rest_of_sum
-from jaxsoftjac.products import Rows
+from jaxsoftjac.products import LAST
 
 Operands = dict[str, jax.Array]  # hidden [..., D], kernel [D, V], and bias [V] if there is one
-
-_LAST = Rows((-1,))
 
 
 class Layout(NamedTuple):
@@ -111,7 +109,7 @@ def _pushforward(moves, operands, labels, terms, layout):
             (tangent,),
         )
         slopes = slopes_of(z, start, labels, terms, layout)
-        return jax.tree.map(lambda slope: _LAST.sum(slope * v), slopes)
+        return jax.tree.map(lambda slope: LAST.sum(slope * v), slopes)
 
     pushed = reduce_blocks(visit, partial(jax.tree.map, jnp.add), head, layout)
     return pushed if layout.axis_name is None else lax.psum(pushed, layout.axis_name)
@@ -202,10 +200,10 @@ def _summary(z, at_label, layout):
     kept = z != -jnp.inf
     return _Summary(
         top,
-        rest_of_sum(z - jnp.where(top == -jnp.inf, 0, top), _LAST),
-        _LAST.sum(jnp.where(at_label, z, 0)),
-        _LAST.sum(jnp.where(kept, z, 0)) if layout.mean else None,
-        _LAST.sum(kept.astype(z.dtype)) if layout.mean else None,
+        rest_of_sum(z - jnp.where(top == -jnp.inf, 0, top), LAST),
+        LAST.sum(jnp.where(at_label, z, 0)),
+        LAST.sum(jnp.where(kept, z, 0)) if layout.mean else None,
+        LAST.sum(kept.astype(z.dtype)) if layout.mean else None,
     )
 
 
