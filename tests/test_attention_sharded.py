@@ -14,13 +14,14 @@ from test_attention import SINK, B, H, arrays, dense, derivatives, seen_keys
 from jaxsoftjac import attention_blocks
 from jaxsoftjac.attention import dot_product_attention
 
+pytestmark = pytest.mark.once
+
 
 def largest_array(compiled):
     shapes = re.findall(r"\b(?:f32|bf16|pred|s32)\[([\d,]+)\]", compiled.as_text())
     return max(np.prod([int(n) for n in shape.split(",")], dtype=np.int64) for shape in shapes)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("mode", derivatives(dot_product_attention))
 def test_memory_is_linear_in_the_lengths(mode):
     """A map of all scores would have n² = 4·10⁶ entries and take 4 times the memory at 2n."""

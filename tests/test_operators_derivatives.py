@@ -133,6 +133,7 @@ CASES["sigma, products"] = (
 )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("case", CASES)
 def test_derivatives_are_those_of_the_dense_matrix(case):
     f, reference, x, orders = CASES[case]

@@ -16,6 +16,8 @@ from jaxsoftjac.curvature import gauss_newton_product
 from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg, natural_gradient
 from jaxsoftjac.sampled_curvature import gauss_newton_diagonal
 
+pytestmark = pytest.mark.once
+
 random = np.random.default_rng(0)
 INPUTS = jnp.asarray(random.normal(size=(64, 4)), WIDE)
 PARAMS = {

@@ -253,6 +253,7 @@ def test_agrees_with_autodiff_of_the_textbook(name):
         )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "cross_entropy"])
 def test_eager_is_as_jit(name):
     ours, _ = TABLE[name]
