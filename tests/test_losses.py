@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from helpers import WIDE, U, close, long_softmax, quick_jit
@@ -24,6 +25,18 @@ def exact_cross_entropy(x, label):
     gradient = sigma.copy()
     gradient[label] = -np.delete(sigma, label).sum()
     return -log_sigma[label], gradient
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("gap", [0, 16, 40, 80])
+def test_long_double_agrees_with_mpmath(gap):
+    row = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    row[1] += gap
+    with mpmath.workdps(60):
+        rest = mpmath.fsum(mpmath.exp(float(a - row[1])) for a in np.delete(row, 1).astype(float))
+        exact = [float(a) for a in (mpmath.log1p(rest), -rest / (1 + rest))]
+    value, gradient = exact_cross_entropy(row, 1)
+    np.testing.assert_allclose([float(value), float(gradient[1])], exact, rtol=1e-14)
 
 
 @pytest.mark.once
