@@ -108,15 +108,12 @@ def _label_pushforward(tangent, x, labels, static):
     moves = gradient != 0  # quicker than x ≠ −∞, and the same: it is 0 only where J is
     if mixture != Mixture():
         moves = x != -jnp.inf
-        gradient = (1 - s) * gradient
-    if s:
-        gradient = (
-            gradient
-            + s * softmax_rows(row, rows)
-            - _smoothed(jnp.zeros_like(row), x, rows, mixture)
-        )
-    if z:
-        gradient = gradient + 2 * z * logsumexp_rows(row, rows) * softmax_rows(row, rows)
+        sigma = jnp.where(moves, softmax_rows(row, rows), 0)
+        uniform = _smoothed(jnp.zeros_like(row), x, rows, mixture)
+        gradient = (1 - s) * gradient + s * sigma - uniform
+        if z:
+            log_normalizer = jnp.where(is_alive(x, rows), logsumexp_rows(row, rows), 0)
+            gradient = gradient + 2 * z * log_normalizer * sigma
     pushed = rows.sum(jnp.where(moves, gradient * wide(tangent), 0))
     return (_in_range(labels, x, rows) * pushed).astype(tangent.dtype)
 

@@ -193,6 +193,19 @@ def test_a_tangent_at_an_excluded_class_is_not_read(how):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("labels", [np.zeros(2, np.int32), np.full((2, 3), 1 / 3, np.float32)])
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 0.1}])
+def test_a_row_without_classes_has_derivative_0_with_every_option(labels, options):
+    f = lambda x: jsj.cross_entropy(x, labels, **options)  # noqa: E731
+    gradient = jax.grad(lambda x: jnp.sum(f(x)))
+    modes = jax.jacfwd(f), jax.jacrev(f), jax.jacfwd(gradient), jax.jacrev(gradient)
+    x = f32((0, 1, -INF), (-INF, -INF, -INF))
+    for derivative in quick_jit(lambda x: [mode(x) for mode in modes])(x):
+        assert np.all(np.isfinite(derivative))
+        assert not np.any(np.asarray(derivative)[1])
+
+
+@pytest.mark.once
 def test_masked_and_infinite_logits_have_finite_derivatives():
     where = np.array([True, True, True, False])
 
