@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import allocator
+from benchmarks import _allocator
 
 SUBJECTS = (
     "functions",
@@ -21,7 +21,7 @@ SUBJECTS = (
     "operators",
     "linear_losses",
     "attention",
-    "transforms",
+    "curvature",
     "regression",
 )
 
@@ -33,22 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     import jax  # here, so that --help and errors do without
 
-    from benchmarks import harness
+    from benchmarks import _harness
 
     where = f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
-    print(f"JAX {jax.__version__} on {where}, {harness.cores()} CPU cores, float32")
-    print(allocator.description())
+    print(f"JAX {jax.__version__} on {where}, {_harness.cores()} CPU cores, float32")
+    print(_allocator.description())
     reports = []
     for name in args.subjects or SUBJECTS:
         subject = importlib.import_module(f"benchmarks.{name}")
         print(f"\n{name}: {(subject.__doc__ or '').strip()}\n", flush=True)
         try:
             reports.append(subject.run(args.quick))
-        except harness.Disagreement as error:
+        except _harness.Disagreement as error:
             print(f"benchmarks: error: {name}: {error}", file=sys.stderr)
             return 1
         print(reports[-1])
-    print("", harness.claims_table(reports), sep="\n")
+    print("", _harness.claims_table(reports), sep="\n")
     if args.json:
         contents = [dataclasses.asdict(report) for report in reports]
         args.json.write_text(json.dumps(contents, indent=1) + "\n")
@@ -77,5 +77,5 @@ def _problem(args: argparse.Namespace) -> str | None:
 
 
 if __name__ == "__main__":
-    allocator.restart_with_settings()
+    _allocator.restart_with_settings()
     sys.exit(main())

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import (
+from benchmarks._harness import (
     Claim,
     Report,
     check_agreement,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsoftjac as jsj
-from benchmarks.harness import Claim, Report, check_agreement, optional_peer, ratio, time_in_turn
+from benchmarks._harness import Claim, Report, check_agreement, optional_peer, ratio, time_in_turn
 
 PEER = "vmap(jacrev(jax.nn))"
 JACOBIANS = {

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import jaxsoftjac as jsj
-from benchmarks.harness import (
+from benchmarks._harness import (
     Claim,
     Report,
     check_agreement,

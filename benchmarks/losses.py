@@ -16,8 +16,7 @@ import numpy as np
 import optax
 
 import jaxsoftjac as jsj
-from benchmarks.functions import QUICK_SHAPES, SHAPES
-from benchmarks.harness import (
+from benchmarks._harness import (
     Claim,
     Report,
     check_agreement,
@@ -26,6 +25,7 @@ from benchmarks.harness import (
     ratio,
     time_in_turn,
 )
+from benchmarks.functions import QUICK_SHAPES, SHAPES
 
 LOSSES = {
     "jaxsoftjac": jsj.cross_entropy,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import Claim, Report, check_agreement, ratio, time_in_turn
+from benchmarks._harness import Claim, Report, check_agreement, ratio, time_in_turn
 from jaxsoftjac.operators import SoftmaxJacobian
 
 DAMPING = 1e-2

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.classification_data import Data, digits, mnist
-from benchmarks.harness import Claim, Report, cores, optional_peer, ratio, time_in_turn
+from benchmarks._classification_data import Data, digits, mnist
+from benchmarks._harness import Claim, Report, cores, optional_peer, ratio, time_in_turn
 from jaxsoftjac.regression import fit_softmax_regression
 
 GOAL = 1e-8
@@ -44,9 +44,9 @@ def loss_of(kernel: Any, bias: Any, data: Data, l2: float) -> float:
     features, labels = data
     z = features @ np.asarray(kernel, np.float64) + np.asarray(bias, np.float64)
     top = z.max(1, keepdims=True)
-    log_normaliser = np.log(np.sum(np.exp(z - top), 1)) + top[:, 0]
+    log_normalizer = np.log(np.sum(np.exp(z - top), 1)) + top[:, 0]
     penalty = l2 / 2 * np.sum(np.square(kernel))
-    return float(np.mean(log_normaliser - z[np.arange(len(labels)), labels]) + penalty)
+    return float(np.mean(log_normalizer - z[np.arange(len(labels)), labels]) + penalty)
 
 
 def fitter(solver: str, tol: float, data: Data, l2: float) -> Callable[[], tuple[Any, Any]]:

@@ -12,13 +12,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
+from jaxsoftjac._rows import LAST
 from jaxsoftjac.functions import logsumexp_rows, softmax
-from jaxsoftjac.losses import examples, target_mass
-from jaxsoftjac.products import LAST
+from jaxsoftjac.losses._arguments import checked_arguments, target_mass
+from jaxsoftjac.products import softmax_vjp
 
 
 def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -116,22 +118,24 @@ def cross_entropy_hessian(
         TypeError: as `cross_entropy`.
         ValueError: as `cross_entropy`.
     """
-    x, labels, ignored, rows, mixture = examples(
+    x, labels, ignored, classes, options = checked_arguments(
         logits, labels, axis, where, label_smoothing, z_loss, ignore_index, axis_name
     )
     whole = x
     if axis_name is not None:
-        whole = lax.all_gather(x, axis_name, axis=rows.axes[0], tiled=True)
+        whole = lax.all_gather(x, axis_name, axis=classes.axes[0], tiled=True)
     sigma, complement, _, dtype = _probabilities(whole, axis, None)
     jacobian = _jacobian(sigma, complement, axis_name)
-    mass = lax.squeeze(target_mass(x, labels, rows, mixture), rows.axes)[..., None, None]
+    mass = lax.squeeze(target_mass(x, labels, classes, options), classes.axes)[..., None, None]
     hessian = mass * jacobian
     if z_loss:
-        log_normaliser = lax.squeeze(logsumexp_rows(wide(x), rows), rows.axes)[..., None, None]
+        log_normalizer = lax.squeeze(logsumexp_rows(wide(x), classes), classes.axes)[
+            ..., None, None
+        ]
         outer = _own(sigma, axis_name)[..., :, None] * sigma[..., None, :]
-        hessian = hessian + 2 * z_loss * (log_normaliser * jacobian + outer)
+        hessian = hessian + 2 * z_loss * (log_normalizer * jacobian + outer)
     if ignore_index is not None:
-        hessian = jnp.where(lax.squeeze(ignored, rows.axes)[..., None, None], 0, hessian)
+        hessian = jnp.where(lax.squeeze(ignored, classes.axes)[..., None, None], 0, hessian)
     return hessian.astype(dtype)
 
 
@@ -182,3 +186,21 @@ def _classes_last(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     batch = tuple(i for i in range(a.ndim) if i not in axes)
     a = jnp.transpose(a, batch + axes)
     return a.reshape(*a.shape[: len(batch)], math.prod(a.shape[len(batch) :]))
+
+
+def jacobian_block(sigma: jax.Array, indices: jax.Array | np.ndarray) -> jax.Array:
+    """The entries J[indices][:, indices], each row a product J eᵢ = σ ⊙ (eᵢ − σᵢ) of O(K).
+
+    Args:
+        sigma: Probabilities of shape [K].
+        indices: The rows, and columns, to give: n integers.
+
+    Returns:
+        Entries of shape [n, n]; J itself is never formed.
+    """
+
+    def row(index):
+        basis = jnp.zeros_like(sigma).at[index].set(1)
+        return softmax_vjp(basis, sigma)[indices]
+
+    return jax.lax.map(row, jnp.asarray(indices))

@@ -18,7 +18,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
-from jaxsoftjac.products import Rows, centre, guarded, softmax_product, twice_positive
+from jaxsoftjac._rows import ClassAxes, has_classes
+from jaxsoftjac._rules import recomputed
+from jaxsoftjac.products import centre, softmax_product, twice_positive, where_positive
 
 
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -92,7 +94,7 @@ def logsumexp(
         return jax.nn.logsumexp(x, axes, b, keepdims, return_sign, where)
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
-    value = logsumexp_rows(x, Rows(axes))
+    value = logsumexp_rows(x, ClassAxes(axes))
     value = value if keepdims else lax.squeeze(value, axes)
     if not return_sign:
         return value
@@ -101,7 +103,7 @@ def logsumexp(
 
 
 def _masked(
-    function: Callable[[jax.Array, Rows], jax.Array],
+    function: Callable[[jax.Array, ClassAxes], jax.Array],
     x: ArrayLike,
     axis: Axis,
     where: ArrayLike | None,
@@ -112,104 +114,100 @@ def _masked(
     axes = canonical_axes(axis, x.ndim)
     where = broadcast_where(where, x.shape)
     if where is None:
-        return function(x, Rows(axes))
-    return jnp.where(where, function(jnp.where(where, x, -jnp.inf), Rows(axes)), fill)
+        return function(x, ClassAxes(axes))
+    return jnp.where(where, function(jnp.where(where, x, -jnp.inf), ClassAxes(axes)), fill)
 
 
-# The three functions on checked input. Each rule's value comes from the function itself, not from
-# its formula: otherwise the second derivative would see the formula and lose the structure. The
-# linear programs run under `jax.checkpoint`, so that a linearisation keeps one array of the logits'
-# size and nothing computed from it. Each formula is differentiable as it stands: JAX 0.10 drops the
-# rules of what it has linearised inside `lax.scan`, and second derivatives there rest on it.
-
-linear = partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
+# The three functions on checked input.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax_rows(x: jax.Array, rows: Rows) -> jax.Array:
+def softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """`softmax` of checked input."""
     row = wide(x)
-    unnormalised = jnp.exp(row - rows.max(row))
-    return (unnormalised / rows.sum(unnormalised)).astype(x.dtype)
+    unnormalised = jnp.exp(row - classes.max(row))
+    return (unnormalised / classes.sum(unnormalised)).astype(x.dtype)
 
 
 @softmax_rows.defjvp
-def _(rows, primals, tangents):
-    sigma, pullback = jax.vjp(lambda x: _softmax_reverse(x, rows), *primals)
+def _(classes, primals, tangents):
+    sigma, pullback = jax.vjp(lambda x: _softmax_reverse(x, classes), *primals)
     return sigma, *pullback(*tangents)  # J = Jᵀ: the pullback is the pushforward
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax_reverse(x: jax.Array, rows: Rows) -> jax.Array:
-    return softmax_rows(x, rows)
+def _softmax_reverse(x: jax.Array, classes: ClassAxes) -> jax.Array:
+    return softmax_rows(x, classes)
 
 
-def _softmax_forward(x, rows):
-    sigma = softmax_rows(x, rows)
-    return sigma, (_unrounded(sigma, x), is_alive(x, rows))
+def _softmax_forward(x, classes):
+    sigma = softmax_rows(x, classes)
+    return sigma, (_unrounded(sigma, x), has_classes(x, classes))
 
 
-def _softmax_backward(rows, residuals, g):
-    return (_softmax_pullback(g, *residuals, rows),)
+def _softmax_backward(classes, residuals, g):
+    return (_softmax_pullback(g, *residuals, classes),)
 
 
 _softmax_reverse.defvjp(_softmax_forward, _softmax_backward)
 
 
-@linear
-def _softmax_pullback(g, kept, alive, rows):
-    sigma = kept if _is_wide(kept) else softmax_rows(wide(kept), rows)
-    product = softmax_product(jnp.where(alive, wide(g), 0), sigma, rows)
+@recomputed(static_argnums=(3,))
+def _softmax_pullback(g, kept, alive, classes):
+    sigma = kept if _is_wide(kept) else softmax_rows(wide(kept), classes)
+    product = softmax_product(jnp.where(alive, wide(g), 0), sigma, classes)
     return jnp.where(alive, product, 0).astype(g.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_softmax_rows(x: jax.Array, rows: Rows) -> jax.Array:
+def log_softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """`log_softmax` of checked input."""
     row = wide(x)
-    depth = row - rows.max(row)
-    return (depth - jnp.log1p(rest_of_sum(depth, rows))).astype(x.dtype)
+    depth = row - classes.max(row)
+    return (depth - jnp.log1p(rest_of_sum(depth, classes))).astype(x.dtype)
 
 
 @log_softmax_rows.defjvp
-def _(rows, primals, tangents):
+def _(classes, primals, tangents):
     (x,), (tangent,) = primals, tangents
-    log_sigma = log_softmax_rows(x, rows)
-    kept, alive = _unrounded(log_sigma, x), is_alive(x, rows)
-    return log_sigma, _log_softmax_pushforward(tangent, kept, alive, rows)
+    log_sigma = log_softmax_rows(x, classes)
+    kept, alive = _unrounded(log_sigma, x), has_classes(x, classes)
+    return log_sigma, _log_softmax_pushforward(tangent, kept, alive, classes)
 
 
-@linear
-def _log_softmax_pushforward(tangent, kept, alive, rows):
-    log_sigma = kept if _is_wide(kept) else log_softmax_rows(wide(kept), rows)
+@recomputed(static_argnums=(3,))
+def _log_softmax_pushforward(tangent, kept, alive, classes):
+    log_sigma = kept if _is_wide(kept) else log_softmax_rows(wide(kept), classes)
     moves = alive & (log_sigma != -jnp.inf)
-    centred = centre(jnp.where(moves, wide(tangent), 0), jnp.exp(log_sigma), rows)
+    centred = centre(jnp.where(moves, wide(tangent), 0), jnp.exp(log_sigma), classes)
     return jnp.where(moves, centred, 0).astype(tangent.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def logsumexp_rows(x: jax.Array, rows: Rows) -> jax.Array:
+def logsumexp_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """`logsumexp` of checked input, the summed axes kept."""
     row = wide(x)
-    top = rows.max(row)
+    top = classes.max(row)
     finite_top = jnp.where(jnp.isfinite(top), top, 0)
-    value = finite_top + jnp.log1p(rest_of_sum(row - finite_top, rows))
+    value = finite_top + jnp.log1p(rest_of_sum(row - finite_top, classes))
     return jnp.where(jnp.isfinite(top), value, top).astype(x.dtype)
 
 
 @logsumexp_rows.defjvp
-def _(rows, primals, tangents):
+def _(classes, primals, tangents):
     (x,), (tangent,) = primals, tangents
-    return logsumexp_rows(x, rows), _logsumexp_pushforward(tangent, x, is_alive(x, rows), rows)
+    return logsumexp_rows(x, classes), _logsumexp_pushforward(
+        tangent, x, has_classes(x, classes), classes
+    )
 
 
-@linear
-def _logsumexp_pushforward(tangent, x, alive, rows):
-    sigma = jnp.where(alive, softmax_rows(wide(x), rows), 0)
-    return rows.sum(sigma * guarded(wide(tangent), sigma)).astype(tangent.dtype)
+@recomputed(static_argnums=(3,))
+def _logsumexp_pushforward(tangent, x, alive, classes):
+    sigma = jnp.where(alive, softmax_rows(wide(x), classes), 0)
+    return classes.sum(sigma * where_positive(wide(tangent), sigma)).astype(tangent.dtype)
 
 
-def rest_of_sum(depth: jax.Array, rows: Rows) -> jax.Array:
+def rest_of_sum(depth: jax.Array, classes: ClassAxes) -> jax.Array:
     """Σ exp(depth) without one top entry, for depth ≤ 0 with top 0: 1 + rest is the whole sum.
 
     The top entries are those whose exponential rounds to 1; arithmetic finds them, because a
@@ -218,12 +216,7 @@ def rest_of_sum(depth: jax.Array, rows: Rows) -> jax.Array:
     unnormalised = jnp.exp(depth)
     scale = 1 / float(jnp.finfo(depth.dtype).eps)
     at_top = lax.stop_gradient(twice_positive(unnormalised * scale - (scale - 0.5)))
-    return rows.sum(unnormalised - at_top) + (rows.sum(at_top) - 1)
-
-
-def is_alive(x: jax.Array, rows: Rows) -> jax.Array:
-    """Which rows are not all −∞: those have derivative 0 (a row with NaN keeps it)."""
-    return rows.max(x) != -jnp.inf
+    return classes.sum(unnormalised - at_top) + (classes.sum(at_top) - 1)
 
 
 def _is_wide(x: jax.Array) -> bool:

@@ -20,15 +20,9 @@ import optax
 from jax import lax
 from jax.scipy.sparse.linalg import cg
 
-from jaxsoftjac.curvature import (
-    Linearization,
-    Loss,
-    Model,
-    add_scaled,
-    linearize,
-    top_of,
-)
-from jaxsoftjac.sampled_curvature import sampled_diagonal, sampled_hessian
+from jaxsoftjac.curvature._linearization import Linearization, Model, add_scaled, linearize
+from jaxsoftjac.curvature._objective import Loss, objective_of
+from jaxsoftjac.curvature._sampled import sampled_diagonal, sampled_hessian
 
 Schedule = float | jax.Array | Callable[[Any], Any]
 
@@ -98,7 +92,7 @@ def gauss_newton_cg(
     """
     _at_least(0, damping=damping, cg_tolerance=cg_tolerance, warm_start=warm_start)
     _at_least(1, cg_iterations=cg_iterations, samples=1 if samples is None else samples)
-    top = top_of(loss, None, {})
+    top = objective_of(loss, None, {})
 
     def init(params):
         zero = jnp.zeros([], jnp.result_type(*jax.tree.leaves(params)))

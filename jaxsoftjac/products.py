@@ -8,34 +8,13 @@ the vector and its own transpose, so that JAX can differentiate and transpose it
 [ 0.25  -0.125 -0.125]
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, canonical_axes, same_shape, working_dtype
-
-
-class Rows(NamedTuple):
-    """Where the classes of each row are: on these axes, and on a mapped axis if they are split."""
-
-    axes: tuple[int, ...]
-    axis_name: str | None = None
-
-    def sum(self, a: jax.Array) -> jax.Array:
-        """Sum over the classes, whose axes stay with length 1."""
-        total = jnp.sum(a, axis=self.axes, keepdims=True)
-        return total if self.axis_name is None else lax.psum(total, self.axis_name)
-
-    def max(self, a: jax.Array) -> jax.Array:
-        """Maximum over the classes, a constant of differentiation; −∞ without classes."""
-        top = lax.stop_gradient(jnp.max(a, axis=self.axes, keepdims=True, initial=-jnp.inf))
-        return top if self.axis_name is None else lax.pmax(top, self.axis_name)
-
-
-LAST = Rows((-1,))
+from jaxsoftjac._rows import ClassAxes
 
 
 def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -66,8 +45,8 @@ def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
     """
-    v, sigma, rows, dtype = _prepare("grad_output", grad_output, sigma, axis)
-    return softmax_product(v, sigma, rows).astype(dtype)
+    v, sigma, classes, dtype = _prepare("grad_output", grad_output, sigma, axis)
+    return softmax_product(v, sigma, classes).astype(dtype)
 
 
 def softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -75,8 +54,8 @@ def softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Ar
 
     The same program as `softmax_vjp`, because J = Jᵀ; see there for cost, arguments and errors.
     """
-    v, sigma, rows, dtype = _prepare("tangent", tangent, sigma, axis)
-    return softmax_product(v, sigma, rows).astype(dtype)
+    v, sigma, classes, dtype = _prepare("tangent", tangent, sigma, axis)
+    return softmax_product(v, sigma, classes).astype(dtype)
 
 
 def log_softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -99,8 +78,8 @@ def log_softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
     """
-    g, sigma, rows, dtype = _prepare("grad_output", grad_output, sigma, axis)
-    return log_softmax_pullback(g, sigma, rows).astype(dtype)
+    g, sigma, classes, dtype = _prepare("grad_output", grad_output, sigma, axis)
+    return log_softmax_pullback(g, sigma, classes).astype(dtype)
 
 
 def log_softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -108,8 +87,8 @@ def log_softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
 
     Cost: O(K). Arguments and errors as for `log_softmax_vjp`.
     """
-    v, sigma, rows, dtype = _prepare("tangent", tangent, sigma, axis)
-    return centre(v, sigma, rows).astype(dtype)
+    v, sigma, classes, dtype = _prepare("tangent", tangent, sigma, axis)
+    return centre(v, sigma, classes).astype(dtype)
 
 
 def softmax_second_derivative(
@@ -134,41 +113,43 @@ def softmax_second_derivative(
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
     """
-    u, _, rows, u_dtype = _prepare("u", u, sigma, axis)
-    v, sigma, rows, v_dtype = _prepare("v", v, sigma, axis)
-    both = guarded(centre(u, sigma, rows), sigma) * guarded(centre(v, sigma, rows), sigma)
-    return softmax_product(both, sigma, rows).astype(jnp.promote_types(u_dtype, v_dtype))
+    u, _, classes, u_dtype = _prepare("u", u, sigma, axis)
+    v, sigma, classes, v_dtype = _prepare("v", v, sigma, axis)
+    both = where_positive(centre(u, sigma, classes), sigma) * where_positive(
+        centre(v, sigma, classes), sigma
+    )
+    return softmax_product(both, sigma, classes).astype(jnp.promote_types(u_dtype, v_dtype))
 
 
-def softmax_product(v: jax.Array, sigma: jax.Array, rows: Rows) -> jax.Array:
+def softmax_product(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """PᵀJPv in the arrays' own dtype: linear in v and its own transpose."""
-    e = pivot_weights(sigma, rows)
-    v = guarded(v, sigma)
-    d = v - rows.sum(e * v)
-    w = sigma * (d - rows.sum(sigma * d))
-    return guarded(w - e * rows.sum(w), sigma)
+    e = pivot_weights(sigma, classes)
+    v = where_positive(v, sigma)
+    d = v - classes.sum(e * v)
+    w = sigma * (d - classes.sum(sigma * d))
+    return where_positive(w - e * classes.sum(w), sigma)
 
 
-def centre(v: jax.Array, sigma: jax.Array, rows: Rows) -> jax.Array:
+def centre(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """V − ⟨σ, v⟩, from the pivot first: the log-softmax pushforward."""
-    e = pivot_weights(sigma, rows)
-    d = v - rows.sum(e * guarded(v, sigma))
-    return d - rows.sum(sigma * guarded(d, sigma))
+    e = pivot_weights(sigma, classes)
+    d = v - classes.sum(e * where_positive(v, sigma))
+    return d - classes.sum(sigma * where_positive(d, sigma))
 
 
-def log_softmax_pullback(g: jax.Array, sigma: jax.Array, rows: Rows) -> jax.Array:
+def log_softmax_pullback(g: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """The transpose of `centre`: g − σΣg, its sum put back to zero."""
-    e = pivot_weights(sigma, rows)
-    h = g - sigma * rows.sum(g)
-    return h - e * rows.sum(h)
+    e = pivot_weights(sigma, classes)
+    h = g - sigma * classes.sum(g)
+    return h - e * classes.sum(h)
 
 
-def guarded(v: jax.Array, sigma: jax.Array) -> jax.Array:
+def where_positive(v: jax.Array, sigma: jax.Array) -> jax.Array:
     """`v` where σ ≠ 0, and 0 elsewhere, so that 0·∞ never arises; a NaN in σ is let through."""
     return jnp.where(sigma != 0, v, 0)
 
 
-def pivot_weights(sigma: jax.Array, rows: Rows) -> jax.Array:
+def pivot_weights(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """Weights e ≥ 0, Σe = 1: one-hot at the top class, or σ where no class has more than 1/16.
 
     One arithmetic form for both, max(σ − τ, 0) normalised, because compilers vectorise that: with τ
@@ -180,11 +161,11 @@ def pivot_weights(sigma: jax.Array, rows: Rows) -> jax.Array:
     differentiation: J does not depend on them.
     """
     sigma = lax.stop_gradient(sigma)
-    top = jnp.maximum(rows.max(sigma), 0)
+    top = jnp.maximum(classes.max(sigma), 0)
     is_peaked = jnp.clip((top - 1 / 16) * 1e30, 0, 1)
     just_below = top * (1 - float(jnp.finfo(sigma.dtype).eps) / 2)
     excess = twice_positive(sigma - just_below * is_peaked)
-    total = jnp.maximum(rows.sum(excess), float(jnp.finfo(sigma.dtype).tiny))
+    total = jnp.maximum(classes.sum(excess), float(jnp.finfo(sigma.dtype).tiny))
     return excess * (1 / total)
 
 
@@ -195,9 +176,9 @@ def twice_positive(a: jax.Array) -> jax.Array:
 
 def _prepare(
     name: str, v: ArrayLike, sigma: ArrayLike, axis: Axis
-) -> tuple[jax.Array, jax.Array, Rows, jnp.dtype]:
+) -> tuple[jax.Array, jax.Array, ClassAxes, jnp.dtype]:
     v, sigma = as_real(name, v), as_real("sigma", sigma)
     same_shape(name, v, "sigma", sigma)
     dtype = jnp.promote_types(v.dtype, sigma.dtype)
     compute = working_dtype(dtype)
-    return v.astype(compute), sigma.astype(compute), Rows(canonical_axes(axis, v.ndim)), dtype
+    return v.astype(compute), sigma.astype(compute), ClassAxes(canonical_axes(axis, v.ndim)), dtype

@@ -12,9 +12,8 @@ from helpers import WIDE, close, quick_jit
 from jax.flatten_util import ravel_pytree
 
 import jaxsoftjac as jsj
-from jaxsoftjac.curvature import gauss_newton_product
+from jaxsoftjac.curvature import gauss_newton_diagonal, gauss_newton_product
 from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg, natural_gradient
-from jaxsoftjac.sampled_curvature import gauss_newton_diagonal
 
 pytestmark = pytest.mark.once
 

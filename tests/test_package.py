@@ -1,5 +1,6 @@
-"""The package as a whole: its doctests, what it imports, and what it must not."""
+"""The package as a whole: its rooms, its doctests, what it imports, and what it must not."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -14,19 +15,61 @@ import jaxsoftjac
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parent.parent
-MODULES = [m.name for m in pkgutil.iter_modules(jaxsoftjac.__path__) if m.name != "__main__"]
+PACKAGE = Path(jaxsoftjac.__path__[0])
+MODULES = [
+    m.name
+    for m in pkgutil.walk_packages(jaxsoftjac.__path__, "jaxsoftjac.")
+    if not m.name.endswith("__main__")
+]
+
+# In the order of imports: a room takes from those before it.
+ROOMS = (
+    ["_checks", "_rows", "_rules", "products", "functions", "losses", "dense", "operators"]
+    + ["attention", "transforms", "curvature", "optimizers", "regression", "diagnostics"]
+    + ["plots", "cli"]
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name):
-    result = doctest.testmod(importlib.import_module(f"jaxsoftjac.{name}"))
-    assert result.failed == 0
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_no_doctest_is_overlooked():
+    finder = doctest.DocTestFinder()
+    found = [t for name in MODULES for t in finder.find(importlib.import_module(name))]
+    examples = sum(len(t.examples) for t in found)
+    assert examples == sum(f.read_text().count(">>> ") for f in PACKAGE.rglob("*.py"))
+    assert examples >= 80
 
 
 def test_readme():
     result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def imports_of(file):
+    """The modules of this package that a file imports, as parts below `jaxsoftjac`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        yield from (n.split(".")[1:] for n in names if n and n.startswith("jaxsoftjac."))
+
+
+def test_imports_go_one_way():
+    rooms = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.name[:2] != "__"}
+    assert rooms - {"py.typed"} == set(ROOMS)
+    for file in PACKAGE.rglob("[!_]*/*.py"):
+        assert file.name.startswith("_"), f"{file}: modules inside a family are private"
+    for file in (f for room in ROOMS for f in PACKAGE.glob(f"{room}*") for f in files_of(f)):
+        own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for room, *_ in imports_of(file):
+            assert room == own or ROOMS.index(room) < ROOMS.index(own), f"{file} imports {room}"
+
+
+def files_of(path):
+    return path.rglob("*.py") if path.is_dir() else [path]
 
 
 def test_import_loads_no_optional_library():
@@ -37,9 +80,10 @@ def test_import_loads_no_optional_library():
 
 
 def test_only_public_names_of_jax():
-    for file in Path(jaxsoftjac.__path__[0]).glob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         assert "jax._src" not in file.read_text()
 
 
 def test_no_module_is_named_like_an_export():
-    assert not set(MODULES) & {n for n, v in vars(jaxsoftjac).items() if callable(v)}
+    names = {name.rpartition(".")[2] for name in MODULES}
+    assert not names & {n for n, v in vars(jaxsoftjac).items() if callable(v)}

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from benchmarks import regression
-from benchmarks.classification_data import digits, mnist
-from benchmarks.experiments.script import main, progress
-from benchmarks.harness import Claim, Report
+from benchmarks._classification_data import digits, mnist
+from benchmarks._harness import Claim, Report
+from benchmarks.experiments._script import main, progress
 
 
 def experiment(quick: bool) -> tuple[Report, Figure]:

@@ -14,15 +14,15 @@ from jax.flatten_util import ravel_pytree
 from matfree import decomp, eig
 from matplotlib.figure import Figure
 
-from benchmarks.classification_data import digits
-from benchmarks.experiments.script import (
+from benchmarks._classification_data import digits
+from benchmarks._harness import Claim, Report
+from benchmarks.experiments._script import (
     classifier,
     initial_classifier,
     main,
     mean_loss,
     progress,
 )
-from benchmarks.harness import Claim, Report
 from jaxsoftjac.curvature import gauss_newton_product
 from jaxsoftjac.optimizers import gauss_newton_cg
 from jaxsoftjac.transforms import hvp

@@ -15,15 +15,15 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from benchmarks.classification_data import digits, mnist, split
-from benchmarks.experiments.script import (
+from benchmarks._classification_data import digits, mnist, split
+from benchmarks._harness import Claim, Report
+from benchmarks.experiments._script import (
     classifier,
     initial_classifier,
     main,
     mean_loss,
     progress,
 )
-from benchmarks.harness import Claim, Report
 from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg
 
 BATCH = 256

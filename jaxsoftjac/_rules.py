@@ -1,0 +1,40 @@
+"""How the rules of differentiation are written here.
+
+`jax.custom_vjp` alone refuses jvp and jacfwd. Here every function has one `jax.custom_jvp` rule,
+linear in the tangents: JAX runs its transpose in reverse mode, so that one rule serves every mode
+and nesting. Three habits make it hold to every order:
+
+- The value in a rule comes from the function itself, not from its formula: otherwise the second
+  derivative would see the formula and lose the structure.
+- The linear program runs under `jax.checkpoint`, so that a linearisation keeps the arguments and
+  nothing computed from them.
+- Each formula is differentiable as it stands: JAX 0.10 drops the rules of what it has linearised
+  inside `lax.scan`, and second derivatives there rest on it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def recomputed(
+    function: Callable[..., Any] | None = None, *, static_argnums: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """`function`, of which a derivative keeps the arguments only and computes the rest again."""
+    if function is None:
+        return partial(recomputed, static_argnums=static_argnums)
+    return jax.checkpoint(function, prevent_cse=False, static_argnums=static_argnums)
+
+
+def varying(tree: Any, axis_name: str | None) -> Any:
+    """Arrays that each slice of a mapped axis has for itself, as far as JAX knows.
+
+    Their cotangents are then added over the slices once, before a loop over blocks and not in it.
+    """
+    if axis_name is None:
+        return tree
+    zero = 0 * lax.axis_index(axis_name)
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)

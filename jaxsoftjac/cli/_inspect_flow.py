@@ -1,0 +1,46 @@
+"""What `jaxsoftjac inspect` reports of gradient flow: numbers, for JSON and for text.
+
+>>> import numpy as np
+>>> spectrum_report(np.array([0.0, 0.0], np.float32))["eigenvalues"]
+[0.0, 0.5]
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsoftjac._checks import wide
+from jaxsoftjac.cli._chunks import Measurements
+from jaxsoftjac.operators import SoftmaxJacobian
+
+
+def plain(value):
+    """Python numbers and lists of an array; None for what strict JSON cannot say."""
+    array = np.asarray(value)
+    if array.dtype.kind in "iub":
+        return array.tolist()
+    wide = array.astype(np.float64)
+    return np.where(np.isfinite(wide), wide, np.array(None)).tolist()
+
+
+def summary(measured: Measurements) -> dict:
+    """Least, median and greatest value of each field of numbers."""
+    statistics = {"min": np.min, "median": np.median, "max": np.max}
+    return {
+        name: {k: plain(f(values.astype(np.float64))) for k, f in statistics.items()}
+        for name, values in measured.items()
+        if values.dtype != bool
+    }
+
+
+def flow_report(measured: Measurements) -> dict:
+    """The gradient flow of one row, or of all rows in summary."""
+    collapsed = measured["is_collapsed"]
+    if len(collapsed) == 1:
+        return {name: plain(value[0]) for name, value in measured.items()}
+    return {**summary(measured), "collapsed_rows": int(collapsed.sum())}
+
+
+def spectrum_report(x: np.ndarray) -> dict:
+    """The eigenvalues of J at one row, and the probabilities between which they lie."""
+    J = SoftmaxJacobian.from_logits(wide(jnp.asarray(x)))
+    return {"eigenvalues": plain(J.eigvalsh()), "probabilities": plain(jnp.sort(J.sigma))}

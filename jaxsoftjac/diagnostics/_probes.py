@@ -1,0 +1,140 @@
+"""The properties of J = diag(σ) − σσᵀ, probed by products: no matrix, rows of any width.
+
+>>> import jax.numpy as jnp
+>>> bool(probe_jacobian_properties(jnp.linspace(0.0, 9.0, 5000)).all_hold)
+True
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxsoftjac.diagnostics._properties import (
+    all_hold,
+    complement,
+    is_top,
+    largest,
+    largest_eigenvalue_bounds,
+    over_rows,
+    rounding_tolerance,
+)
+from jaxsoftjac.functions import log_softmax, softmax
+from jaxsoftjac.products import softmax_vjp
+
+
+class JacobianProbes(NamedTuple):
+    """What `probe_jacobian_properties` measured, one entry per row of logits.
+
+    Attributes:
+        tolerance: 4Ku·λ, with λ the upper bound of λ_max and u the unit roundoff.
+        max_probability: max σ.
+        entropy: −Σ σ log σ, nats.
+        trace: Σ σᵢ(1 − σᵢ).
+        frobenius_norm: ‖J‖_F.
+        largest_eigenvalue_lower_bound: as in `JacobianProperties`.
+        largest_eigenvalue_upper_bound: as in `JacobianProperties`.
+        adjoint_error: |⟨a, Jb⟩ − ⟨b, Ja⟩| for two fixed probes with entries in [−1, 1].
+        sum_error: |Σ Ja|.
+        null_vector_error: max |J·1|.
+        quadratic_form: ⟨a, Ja⟩, the variance of the probe under σ.
+        rayleigh_quotient: ⟨w, Jw⟩/⟨w, w⟩ with w = Ja, at most λ_max.
+        autodiff_error: max difference of `softmax_vjp`, `jax.vjp` and `jax.jvp` on the probe.
+        is_symmetric: ⟨a, Jb⟩ = ⟨b, Ja⟩.
+        products_sum_to_zero: Σ Ja = 0.
+        annihilates_ones: J·1 = 0.
+        is_positive_semidefinite: ⟨a, Ja⟩ ≥ 0.
+        largest_eigenvalue_is_bounded: the Rayleigh quotient is under the upper bound, and that 1/2.
+        agrees_with_autodiff: formula, reverse and forward mode agree.
+        all_hold: all of the above.
+    """
+
+    tolerance: jax.Array
+    max_probability: jax.Array
+    entropy: jax.Array
+    trace: jax.Array
+    frobenius_norm: jax.Array
+    largest_eigenvalue_lower_bound: jax.Array
+    largest_eigenvalue_upper_bound: jax.Array
+    adjoint_error: jax.Array
+    sum_error: jax.Array
+    null_vector_error: jax.Array
+    quadratic_form: jax.Array
+    rayleigh_quotient: jax.Array
+    autodiff_error: jax.Array
+    is_symmetric: jax.Array
+    products_sum_to_zero: jax.Array
+    annihilates_ones: jax.Array
+    is_positive_semidefinite: jax.Array
+    largest_eigenvalue_is_bounded: jax.Array
+    agrees_with_autodiff: jax.Array
+    all_hold: jax.Array
+
+
+def probe_jacobian_properties(x: ArrayLike) -> JacobianProbes:
+    """The properties of the softmax Jacobian, probed by products: no matrix, any K.
+
+    Cost: O(K) per row.
+
+    Args:
+        x: logits [..., K], K ≥ 1; float16 and bfloat16 are measured in float32.
+
+    Returns:
+        Statistics, measurements and one boolean per property, of shape [...].
+
+    Raises:
+        TypeError: `x` is boolean or complex.
+        ValueError: `x` has no class axis or no classes.
+    """
+    return over_rows(_probe_row, x)
+
+
+def _probe_row(x: jax.Array) -> JacobianProbes:
+    sigma, log_sigma, index = softmax(x), log_softmax(x), jnp.arange(x.size, dtype=x.dtype)
+    a, b = jnp.cos(index), jnp.cos(2 * index + 1)
+    Ja, Jb = softmax_vjp(a, sigma), softmax_vjp(b, sigma)
+    (reverse,) = jax.vjp(softmax, x)[1](a)
+    _, forward = jax.jvp(softmax, (x,), (a,))
+    lower, upper = largest_eigenvalue_bounds(sigma)
+    tolerance = rounding_tolerance(upper, x)
+    measured = {
+        "adjoint_error": jnp.abs(a @ Jb - b @ Ja),
+        "sum_error": jnp.abs(jnp.sum(Ja)),
+        "null_vector_error": largest(softmax_vjp(jnp.ones_like(x), sigma)),
+        "autodiff_error": jnp.maximum(largest(Ja - reverse), largest(Ja - forward)),
+    }
+    quadratic_form = a @ Ja
+    w = Ja / jnp.maximum(largest(Ja), float(jnp.finfo(x.dtype).tiny))  # its square must not vanish
+    rayleigh_quotient = w @ softmax_vjp(w, sigma) / jnp.maximum(w @ w, 1)
+    properties = {
+        "is_symmetric": measured["adjoint_error"] <= tolerance,
+        "products_sum_to_zero": measured["sum_error"] <= tolerance,
+        "annihilates_ones": measured["null_vector_error"] <= tolerance,
+        "is_positive_semidefinite": quadratic_form >= -tolerance,
+        "largest_eigenvalue_is_bounded": rayleigh_quotient <= jnp.minimum(upper, 0.5) + tolerance,
+        "agrees_with_autodiff": measured["autodiff_error"] <= tolerance,
+    }
+    return JacobianProbes(
+        tolerance=tolerance,
+        max_probability=jnp.max(sigma),
+        entropy=-jnp.sum(jnp.where(sigma == 0, 0, sigma * log_sigma)),
+        trace=jnp.sum(sigma * complement(sigma)),
+        frobenius_norm=_frobenius_norm(sigma),
+        largest_eigenvalue_lower_bound=lower,
+        largest_eigenvalue_upper_bound=upper,
+        quadratic_form=quadratic_form,
+        rayleigh_quotient=rayleigh_quotient,
+        **measured,
+        **properties,
+        all_hold=all_hold(properties),
+    )
+
+
+def _frobenius_norm(sigma: jax.Array) -> jax.Array:
+    """‖J‖_F, with Σ_{i≠j} σᵢ²σⱼ² split at the top class so that nothing cancels."""
+    top = jnp.max(sigma) ** 2
+    others = jnp.where(is_top(sigma), 0, sigma) ** 2
+    rest = jnp.sum(others)
+    off_diagonal = 2 * top * rest + (rest**2 - jnp.sum(others**2))
+    return jnp.sqrt(jnp.sum((sigma * complement(sigma)) ** 2) + off_diagonal)

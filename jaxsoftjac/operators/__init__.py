@@ -1,0 +1,10 @@
+"""The Jacobian of softmax as an operator: products, inverses, factors and spectrum without K×K.
+
+>>> import jax.numpy as jnp
+>>> J = SoftmaxJacobian(jnp.array([0.5, 0.25, 0.25]))
+>>> print(J @ jnp.array([1.0, 0.0, 0.0]), J.eigvalsh(), J.trace())
+[ 0.25  -0.125 -0.125] [0.    0.25  0.375] 0.625
+"""
+
+from jaxsoftjac.operators._operator import Eigh as Eigh
+from jaxsoftjac.operators._operator import SoftmaxJacobian as SoftmaxJacobian

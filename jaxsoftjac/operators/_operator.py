@@ -1,0 +1,312 @@
+"""The operator itself: its methods, and the derivatives along which σ moves."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxsoftjac._checks import as_real, same_shape, wide, working_dtype
+from jaxsoftjac._rows import LAST, class_logits, has_classes
+from jaxsoftjac.functions import log_softmax_rows, softmax_rows
+from jaxsoftjac.operators import _secular
+from jaxsoftjac.operators._matrix_products import (
+    damped_solution,
+    factor_product,
+    factor_t_product,
+    frobenius_norm,
+    others,
+    product,
+    pseudo_inverse_product,
+    square_root_product,
+    variance,
+)
+
+
+class Eigh(NamedTuple):
+    """Eigenvalues [..., K], ascending, and eigenvectors, the columns of [..., K, K]."""
+
+    eigenvalues: jax.Array
+    eigenvectors: jax.Array
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, init=False, eq=False)
+class SoftmaxJacobian:
+    """J = diag(σ) − σσᵀ of each row of σ, never stored: symmetric, positive semi-definite, J1 = 0.
+
+    A frozen pytree, batched over leading axes: usable under jit, vmap, grad and scan. Built from
+    σ, its derivatives are those of the matrix diag(σ) − σσᵀ. Built by `from_logits` it also holds
+    log σ, so that what is lost when σ underflows is kept, and derivatives are along Σσ̇ = 0.
+
+    Classes that `where` or a logit −∞ excludes are outside the operator: products are 0 there, and
+    rank, determinant and eigenvalues (0 there) do without them. With one class J is 0.
+
+    Args:
+        sigma: probabilities [..., K], Σσ = 1 along the last axis (the caller's promise).
+
+    Attributes:
+        sigma: σ in the precision of the computations, at least float32.
+        log_sigma: log σ, −∞ at excluded classes; None if built from σ.
+        dtype: of the results, together with the dtype of what J is applied to.
+
+    Raises:
+        TypeError: `sigma` is not floating.
+        ValueError: `sigma` has no axis.
+    """
+
+    sigma: jax.Array
+    log_sigma: jax.Array | None
+    dtype: Any
+
+    def __init__(self, sigma: ArrayLike):
+        """J of given probabilities."""
+        sigma = jnp.asarray(sigma)
+        if not jnp.issubdtype(sigma.dtype, jnp.floating):
+            raise TypeError(f"`sigma` must be floating, got dtype {sigma.dtype.name}")
+        if sigma.ndim == 0:
+            raise ValueError("`sigma` must have shape [..., K], got ()")
+        self._set(wide(sigma), None, sigma.dtype)
+
+    @classmethod
+    def from_logits(
+        cls, x: ArrayLike, axis: int = -1, where: ArrayLike | None = None
+    ) -> "SoftmaxJacobian":
+        """J at σ = softmax(x).
+
+        Args:
+            x: logits; integers are cast to float first.
+            axis: the class axis, moved last.
+            where: boolean, broadcast to `x`: the classes to keep.
+
+        Returns:
+            The operator; 0 for a row without classes.
+
+        Raises:
+            TypeError: `x` is boolean or complex, or `where` is not boolean.
+            ValueError: `axis` is out of range, or `where` does not broadcast to `x`.
+        """
+        x, _ = class_logits("x", x, axis, where)
+        row = wide(jnp.moveaxis(x, axis, -1))
+        alive = has_classes(row, LAST)
+        sigma = jnp.where(alive, softmax_rows(row, LAST), 0)
+        return cls._make(sigma, jnp.where(alive, log_softmax_rows(row, LAST), -jnp.inf), x.dtype)
+
+    def mv(self, v: ArrayLike) -> jax.Array:
+        """Jv = σ⊙(v − ⟨σ, v⟩) for `v` of the shape of σ, centred as in `softmax_vjp`. O(K)."""
+        v, J, dtype = self._with("v", v)
+        return product(v, J.sigma, J._on_simplex).astype(dtype)
+
+    def __matmul__(self, v: ArrayLike) -> jax.Array:
+        """Jv for a vector of the shape of σ, or for each column of a matrix [..., K, M]."""
+        v = as_real("v", v)
+        if v.ndim == self.sigma.ndim + 1:
+            return jax.vmap(self.mv, in_axes=-1, out_axes=-1)(v)
+        return self.mv(v)
+
+    def as_matrix(self) -> jax.Array:
+        """Dense J [..., K, K]: symmetric to the bit, its diagonal right at any gap. O(K²)."""
+        sigma = self.sigma
+        eye = jnp.eye(sigma.shape[-1], dtype=bool)
+        outer = sigma[..., :, None] * sigma[..., None, :]
+        diagonal = (sigma * self._complement())[..., None]
+        return jnp.where(eye, diagonal, -outer).astype(self.dtype)
+
+    def diagonal(self) -> jax.Array:
+        """σᵢ(1 − σᵢ), the complement of a class above 1/2 summed over the others. O(K)."""
+        return (self.sigma * self._complement()).astype(self.dtype)
+
+    def trace(self) -> jax.Array:
+        """Σσᵢ(1 − σᵢ) = 1 − ‖σ‖². O(K)."""
+        return jnp.sum(self.sigma * self._complement(), axis=-1).astype(self.dtype)
+
+    def frobenius_norm(self) -> jax.Array:
+        """‖J‖_F, from ‖J‖_F² = Σᵢ σᵢ²(1 − σᵢ)² + Σᵢ σᵢ² Σ_{j≠i} σⱼ²: no term cancels. O(K)."""
+        return frobenius_norm(self.sigma, self._complement()).astype(self.dtype)
+
+    def quadratic(self, v: ArrayLike) -> jax.Array:
+        """vᵀJv = Σσ(v − ⟨σ, v⟩)², the variance of v under σ, ≥ 0. O(K)."""
+        v, J, dtype = self._with("v", v)
+        return variance(v, J.sigma, J._on_simplex).astype(dtype)
+
+    def pinv_mv(self, v: ArrayLike) -> jax.Array:
+        """J⁺v = M diag(1/σ) Mv, M = I − 11ᵀ/K: the least-norm solution, of sum 0. O(K).
+
+        Classes with σ = 0 take no part, unless J was built from logits.
+        """
+        v, J, dtype = self._with("v", v)
+        kept = J._counted()
+        return pseudo_inverse_product(v, J._log_sigma(kept), kept).astype(dtype)
+
+    def solve(self, b: ArrayLike, damping: ArrayLike) -> jax.Array:
+        """(J + diag(δ))⁻¹b, differentiable in σ, b and δ. O(K).
+
+        By Sherman and Morrison, with 1 − Σσ²/(σ + δ) = Σδσ/(σ + δ), which does not cancel.
+
+        Args:
+            b: right side, of the shape of σ.
+            damping: δ > 0: a scalar, one per row [...], or a diagonal [..., K].
+
+        Returns:
+            The solution, of the shape of σ; 0 at excluded classes.
+
+        Raises:
+            TypeError: an argument is boolean or complex.
+            ValueError: `b` or `damping` has a wrong shape, or `damping` is a Python or NumPy
+                value that is not positive.
+        """
+        b, J, dtype = self._with("b", b)
+        delta, kept = _damping(damping, b), J._kept()
+        x = damped_solution(jnp.where(kept, b, 0), J.sigma, delta, J._on_simplex)
+        return jnp.where(kept, x, 0).astype(dtype)
+
+    def factor_mv(self, w: ArrayLike) -> jax.Array:
+        """Fw with F = diag(√σ) − σ√σᵀ, FFᵀ = J. O(K)."""
+        w, J, dtype = self._with("w", w)
+        return factor_product(w, J.sigma, J._on_simplex).astype(dtype)
+
+    def factor_t_mv(self, v: ArrayLike) -> jax.Array:
+        """Fᵀv = √σ⊙(v − ⟨σ, v⟩), the transpose of `factor_mv`. O(K)."""
+        v, J, dtype = self._with("v", v)
+        return factor_t_product(v, J.sigma, J._on_simplex).astype(dtype)
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+        """Draws from the normal distribution N(0, J) as Fw: array [*shape, ..., K]. O(K) each."""
+        shape = (*shape, *self.sigma.shape)
+        w = jax.random.normal(key, shape, self.sigma.dtype)
+        draws = factor_product(w, jnp.broadcast_to(self.sigma, shape), self._on_simplex)
+        return draws.astype(self.dtype)
+
+    def sqrt_mv(self, v: ArrayLike) -> jax.Array:
+        """J^{1/2}v, the symmetric square root, from O(K) resolvents: see `square_root_product`."""
+        v, J, dtype = self._with("v", v)
+        upper = _secular.bounds(J.sigma, J._complement())[1]
+        return square_root_product(v, J.sigma, upper).astype(dtype)
+
+    def spectral_norm(self) -> jax.Array:
+        """λ_max ≤ 1/2 to full precision, differentiable. O(K) per iteration, 2 to 7 are needed."""
+        return _secular.largest_eigenvalue(self.sigma, self._on_simplex).astype(self.dtype)
+
+    def spectral_bounds(self) -> tuple[jax.Array, jax.Array]:
+        """Lower and upper bound of λ_max. O(K).
+
+        max(K/(K−1)·max σ(1−σ), σ₍₂₎) ≤ λ_max ≤ min(2 max σ(1−σ), σ₍₁₎, 1 − ‖σ‖²).
+        """
+        bounds = _secular.bounds(self.sigma, self._complement())
+        return bounds[0].astype(self.dtype), bounds[1].astype(self.dtype)
+
+    def eigvalsh(self) -> jax.Array:
+        """All eigenvalues [..., K], ascending, by the secular equation: O(K²), no K×K in memory.
+
+        Each to a few units in its last place relatively. Their derivatives are Hellmann and
+        Feynman's, and where eigenvalues tie the mean of the group's.
+        """
+        return _secular.eigenvalues(self.sigma, self._on_simplex).astype(self.dtype)
+
+    def eigh(self) -> Eigh:
+        """Eigenvalues and orthonormal eigenvectors. O(K²).
+
+        Derivatives are finite; eigenvectors of tied eigenvalues and of 0 have derivative 0.
+        """
+        values, vectors = _secular.eigensystem(self.sigma, self._on_simplex)
+        return Eigh(values.astype(self.dtype), vectors.astype(self.dtype))
+
+    def rank(self, *, rtol: float | None = None) -> jax.Array:
+        """Number of eigenvalues above rtol·λ_max, by inertia; `rtol` is K·ε as in NumPy. O(K)."""
+        sigma = self.sigma
+        rtol = sigma.shape[-1] * float(jnp.finfo(sigma.dtype).eps) if rtol is None else rtol
+        return _secular.count_above(sigma, rtol * _secular.largest_eigenvalue(sigma)[..., None])
+
+    def log_pdet(self) -> jax.Array:
+        """Log of the product of the eigenvalues that are not 0: log K + Σ log σ. O(K)."""
+        kept = self._counted()
+        count = jnp.maximum(jnp.sum(kept, axis=-1), 1).astype(self.sigma.dtype)
+        return (jnp.log(count) + jnp.sum(self._log_sigma(kept), axis=-1)).astype(self.dtype)
+
+    def as_lineax(self) -> Any:
+        """A `lineax` operator on vectors of the shape of σ, symmetric and positive semi-definite.
+
+        Raises:
+            ImportError: lineax is not installed.
+        """
+        try:
+            import lineax
+        except ImportError as error:
+            message = "`as_lineax` needs lineax: install the extra `jaxsoftjac[lineax]`"
+            raise ImportError(message) from error
+        structure = jax.ShapeDtypeStruct(self.sigma.shape, self.dtype)
+        tags = {lineax.symmetric_tag, lineax.positive_semidefinite_tag}
+        return lineax.FunctionLinearOperator(self.mv, structure, tags)
+
+    @property
+    def _on_simplex(self) -> bool:
+        return self.log_sigma is not None
+
+    def _kept(self) -> jax.Array:
+        """Which classes are not excluded."""
+        if self.log_sigma is None:
+            return jnp.ones_like(self.sigma, bool)
+        return self.log_sigma != -jnp.inf
+
+    def _counted(self) -> jax.Array:
+        """Which of them have an eigenvalue that is not 0; from logits all, σ may underflow."""
+        return self.sigma > 0 if self.log_sigma is None else self._kept()
+
+    def _log_sigma(self, kept: jax.Array) -> jax.Array:
+        """Log σ of the kept classes, 0 elsewhere."""
+        if self.log_sigma is None:
+            return jnp.log(jnp.where(kept, self.sigma, 1))
+        return jnp.where(kept, self.log_sigma, 0)
+
+    def _complement(self) -> jax.Array:
+        """1 − σ, its derivative −σ̇ whichever way it is summed."""
+        value = others(self.sigma, jnp.ones((), self.sigma.dtype))
+        return lax.stop_gradient(value) + (lax.stop_gradient(self.sigma) - self.sigma)
+
+    def _with(self, name: str, v: ArrayLike) -> tuple[jax.Array, "SoftmaxJacobian", jnp.dtype]:
+        """Checked `v` and J in one working precision, and the dtype of the result."""
+        v = as_real(name, v)
+        same_shape(name, v, "sigma", self.sigma)
+        dtype = jnp.promote_types(v.dtype, self.dtype)
+        compute = working_dtype(dtype)
+        log_sigma = None if self.log_sigma is None else self.log_sigma.astype(compute)
+        return v.astype(compute), self._make(self.sigma.astype(compute), log_sigma, dtype), dtype
+
+    def _set(self, sigma, log_sigma, dtype):
+        for name, value in (("sigma", sigma), ("log_sigma", log_sigma), ("dtype", dtype)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def _make(cls, sigma, log_sigma, dtype) -> "SoftmaxJacobian":
+        operator = object.__new__(cls)
+        operator._set(sigma, log_sigma, dtype)
+        return operator
+
+    def tree_flatten_with_keys(self):
+        """Leaves σ and log σ; the dtype is static."""
+        keys = jax.tree_util.GetAttrKey("sigma"), jax.tree_util.GetAttrKey("log_sigma")
+        return tuple(zip(keys, (self.sigma, self.log_sigma), strict=True)), self.dtype
+
+    @classmethod
+    def tree_unflatten(cls, dtype, leaves):
+        """The operator of given leaves, unchecked: they need not be arrays."""
+        sigma, log_sigma = leaves
+        return cls._make(sigma, log_sigma, dtype)
+
+
+def _damping(damping: ArrayLike, b: jax.Array) -> jax.Array:
+    """δ of the shape of `b`."""
+    delta = as_real("damping", damping)
+    is_known = isinstance(damping, int | float | np.ndarray | np.generic)
+    if is_known and not np.all(np.asarray(damping) > 0):
+        raise ValueError(f"`damping` must be positive, got {damping}")
+    if delta.shape not in ((), b.shape[:-1], b.shape):
+        raise ValueError(
+            f"`damping` must have shape (), {b.shape[:-1]} or {b.shape}, got {delta.shape}"
+        )
+    if delta.ndim == b.ndim - 1:
+        delta = delta[..., None]
+    return jnp.broadcast_to(delta, b.shape).astype(b.dtype)

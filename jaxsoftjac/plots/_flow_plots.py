@@ -1,0 +1,170 @@
+"""Pictures of gradient flow and of rounding errors; see `plots` for those of J itself.
+
+>>> import jax.numpy as jnp
+>>> from jaxsoftjac.diagnostics import gradient_flow
+>>> flows = {"flat": gradient_flow(jnp.zeros((5, 4))), "peaked": gradient_flow(9 * jnp.eye(4))}
+>>> [axes.get_title() for axes in plot_gradient_flow(flows).axes]
+['H / log K', '2‖J‖₂', '‖J‖_F / √(K − 1)', 'digits lost, log₁₀ κ']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from jaxsoftjac.diagnostics import (
+    GradientFlow,
+    ProductErrors,
+    TemperatureSweep,
+    product_errors,
+    summarize,
+)
+from jaxsoftjac.plots._style import (
+    BLUE,
+    DOUBLE_COLUMN,
+    GREEN,
+    GREY,
+    VERMILION,
+    guide,
+    journal_style,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What is shown of a flow, with its symbol and whether its scale is logarithmic.
+_PANELS = {
+    "entropy_share": ("H / log K", False),
+    "spectral_norm_share": ("2‖J‖₂", True),
+    "gradient_gain": ("‖J‖_F / √(K − 1)", True),
+    "digits_lost": ("digits lost, log₁₀ κ", False),
+}
+_FLOAT32_DIGITS = 7.2
+_FAINTEST = 1e-12  # factor on a gradient: what is below is as good as 0
+_MOST_LABELS = 24
+_LINES = {
+    "textbook": (VERMILION, "--", "o", "textbook σ⊙(v − ⟨σ, v⟩)"),
+    "centred": (GREEN, ":", "s", "centred"),
+    "jaxsoftjac": (BLUE, "-", "^", "jaxsoftjac: centred at a pivot"),
+}
+
+
+def plot_gradient_flow(flows: Mapping[str, GradientFlow] | GradientFlow) -> Figure:
+    """The distribution of the gradient flow over the rows of each layer or head.
+
+    Boxes hold half of the rows around the median, whiskers nine tenths. Rows with fewer than two
+    classes are left out.
+
+    Args:
+        flows: by name, or one `GradientFlow` whose first axis is of layers or heads.
+
+    Returns:
+        A Figure of four panels, in the width of two journal columns.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is nothing to show.
+    """
+    if isinstance(flows, GradientFlow):
+        count = flows.entropy.shape[0] if flows.entropy.ndim else 0
+        flows = {str(i): jax.tree.map(lambda a, i=i: a[i], flows) for i in range(count)}
+    if not flows:
+        raise ValueError("`flows` must hold at least one layer or head, got none")
+    quantiles = [summarize(flow).quantiles for flow in flows.values()]
+    shown = np.arange(0, len(flows), -(-len(flows) // _MOST_LABELS))
+    with journal_style(DOUBLE_COLUMN, 3.4) as figure:
+        panels = figure.subplots(2, 2, sharex=True)
+        for axes, name in zip(panels.flat, _PANELS, strict=True):
+            _boxes(axes, np.stack([getattr(q, name) for q in quantiles]))
+            _label(axes, name)
+            axes.set_xticks(shown, [list(flows)[i] for i in shown], rotation=90 * (len(flows) > 8))
+            axes.set_xlim(-0.6, len(flows) - 0.4)
+    return figure
+
+
+def plot_temperature_sweep(sweep: TemperatureSweep) -> Figure:
+    """The gradient flow against the temperature: the median row, and a band of nine tenths.
+
+    Args:
+        sweep: what `temperature_sweep` returned.
+
+    Returns:
+        A Figure of four panels, in the width of two journal columns.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    rows = tuple(range(1, sweep.flow.entropy.ndim))
+    quantiles = summarize(sweep.flow, axis=rows).quantiles
+    with journal_style(DOUBLE_COLUMN, 1.9) as figure:
+        for axes, name in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+            low, _, median, _, high = np.asarray(getattr(quantiles, name))
+            axes.plot(sweep.temperatures, median, color=BLUE)
+            axes.fill_between(sweep.temperatures, low, high, color=BLUE, alpha=0.25, linewidth=0)
+            axes.set_xscale("log")
+            axes.set_xlabel("temperature T")
+            _label(axes, name)
+    return figure
+
+
+def plot_accuracy(errors: ProductErrors | None = None) -> Figure:
+    """The float32 errors of products with J against the gap of the logits, by offset of the vector.
+
+    Args:
+        errors: what `product_errors` returned; measured on this machine if None.
+
+    Returns:
+        A Figure of one panel for each offset, in the width of two journal columns.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    if errors is None:
+        errors = product_errors(gaps=[2.5 * i for i in range(13)], offsets=(0.0, 1e3, 1e6))
+    with journal_style(DOUBLE_COLUMN, 2.3) as figure:
+        panels = figure.subplots(1, len(errors.offsets), sharey=True, squeeze=False)[0]
+        for j, (axes, offset) in enumerate(zip(panels, errors.offsets, strict=True)):
+            for name, found in errors.errors.items():
+                color, dashes, marker, label = _LINES[name]
+                axes.semilogy(
+                    errors.gaps, found[:, j], dashes, color=color, marker=marker, label=label
+                )
+            guide(axes, 2.0**-24, "unit roundoff 2⁻²⁴")
+            axes.set(title=f"v ~ N({offset:g}, 1)", xlabel="gap of the top logit, nats")
+        panels[0].set_ylabel("‖error of Jv‖₁ / ‖Jv‖₁")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _boxes(axes: Axes, quantiles: np.ndarray) -> None:
+    names = "whislo", "q1", "med", "q3", "whishi"
+    axes.bxp(
+        [dict(zip(names, row, strict=True)) for row in quantiles],
+        positions=range(len(quantiles)),
+        widths=0.6,
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": BLUE, "alpha": 0.35, "linewidth": 0.6},
+        medianprops={"color": VERMILION},
+        whiskerprops={"linewidth": 0.6},
+        capprops={"linewidth": 0.6},
+    )
+
+
+def _label(axes: Axes, name: str) -> None:
+    title, is_logarithmic = _PANELS[name]
+    axes.set_title(title)
+    if is_logarithmic:
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(max(axes.get_ylim()[0], _FAINTEST), 1.5)
+    elif name == "entropy_share":
+        axes.set_ylim(-0.02, 1.05)
+    else:
+        guide(axes, _FLOAT32_DIGITS, "")
+        axes.set_ylim(-0.2, _FLOAT32_DIGITS + 1)
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate("all of float32's", (1, _FLOAT32_DIGITS), **place, fontsize=6, color=GREY)

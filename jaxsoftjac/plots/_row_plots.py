@@ -1,0 +1,141 @@
+"""Pictures of J at one row: its entries, its diagonal, its spectrum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsoftjac.dense import jacobian_block
+from jaxsoftjac.functions import softmax
+from jaxsoftjac.operators import SoftmaxJacobian
+from jaxsoftjac.plots._style import (
+    BLUE,
+    DOUBLE_COLUMN,
+    SINGLE_COLUMN,
+    VERMILION,
+    guide,
+    journal_style,
+    whole_ticks,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# A heat map of more cells than this has several to a pixel, and J takes O(K²) memory.
+_MAX_CELLS = 512
+_MOST_PROBABLE = 32  # of the classes of a wider row: nearly all that is not 0 lies among them
+_MAX_BARS = 128  # beyond, bars are narrower than a pixel and fade: draw lines of fixed width
+
+
+def plot_jacobian(x: jax.Array) -> Figure:
+    """The softmax Jacobian of one row of logits in three panels.
+
+    A heat map of J = diag(σ) − σσᵀ, bars of its diagonal σᵢ(1 − σᵢ), and bars of σ. Of rows wider
+    than 512 the heat map shows the 32 most probable classes: nothing is averaged, J never formed.
+
+    Args:
+        x: Logits of shape [K].
+
+    Returns:
+        A Figure that belongs to no window: `savefig` it, or display it in a notebook.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if `x` does not have exactly one dimension, or is empty.
+    """
+    _require_row(x)
+    sigma = softmax(x)
+    values = np.asarray(sigma, np.float64)
+    with journal_style(DOUBLE_COLUMN, 2.2) as figure:
+        matrix, diagonal, probabilities = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
+        _heat_map(figure, matrix, sigma)
+        _bars(diagonal, values * (1 - values), BLUE)
+        diagonal.set(title="Diagonal σᵢ(1 − σᵢ)", xlabel="index i", ylabel="∂σᵢ/∂zᵢ")
+        _bars(probabilities, values, VERMILION)
+        probabilities.set(title="Probabilities σ", xlabel="class i", ylabel="σᵢ")
+    return figure
+
+
+def plot_spectrum(x: jax.Array) -> Figure:
+    """The eigenvalues of J at one row of logits, each between its two poles, below the bound ½.
+
+    Sorted, each nonzero eigenvalue lies between two neighbouring probabilities (interlacing), and
+    none is above ½; ¼ bounds only the diagonal. The eigenvalue 0 is not drawn.
+
+    Args:
+        x: Logits of shape [K], K ≥ 2.
+
+    Returns:
+        A Figure in the width of one journal column.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if `x` does not have exactly one dimension, or fewer than two logits.
+    """
+    _require_row(x, at_least=2)
+    J = SoftmaxJacobian.from_logits(x)
+    sigma, eigenvalues = np.sort(np.asarray(J.sigma, np.float64)), np.asarray(J.eigvalsh())[1:]
+    k = np.arange(1, len(sigma))
+    with journal_style(SINGLE_COLUMN, 2.6) as figure:
+        axes = figure.subplots()
+        axes.vlines(k, sigma[:-1], sigma[1:], color=BLUE, linewidth=_interval_width(k), alpha=0.5)
+        axes.plot(k, sigma[:-1], "_", color=BLUE, label="poles σ₍ₖ₎ ≤ λ ≤ σ₍ₖ₊₁₎")
+        axes.plot(k, sigma[1:], "_", color=BLUE)
+        axes.plot(k, eigenvalues, ".", color=VERMILION, label="eigenvalues λₖ₊₁")
+        guide(axes, 0.5, "λ ≤ ½")
+        guide(axes, 0.25, "σᵢ(1 − σᵢ) ≤ ¼", ":")
+        if sigma[0] < 1e-2 * sigma[-1]:
+            axes.set_yscale("log", nonpositive="clip")
+        axes.set(xlabel="k", ylabel="eigenvalue", title="Spectrum of J = diag(σ) − σσᵀ")
+        whole_ticks(axes.xaxis)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _require_row(x: jax.Array, at_least: int = 1) -> None:
+    if jnp.ndim(x) != 1 or jnp.size(x) < at_least:
+        raise ValueError(f"`x` must have shape (K,) with K ≥ {at_least}, got {jnp.shape(x)}")
+
+
+def _interval_width(k: np.ndarray) -> float:
+    return 3 if len(k) <= _MAX_BARS else 0.8
+
+
+def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
+    width = len(sigma)
+    shown = np.arange(width)
+    if width > _MAX_CELLS:
+        shown = np.sort(np.argsort(-np.asarray(sigma, np.float64))[:_MOST_PROBABLE])
+    block = np.asarray(jacobian_block(sigma, shown), np.float64)
+    limit = np.abs(block).max() or 1.0  # a saturated σ has J = 0: any symmetric limits will do
+    image = axes.imshow(
+        block,
+        cmap="RdBu",
+        vmin=-limit,
+        vmax=limit,
+        interpolation="nearest",
+    )
+    figure.colorbar(image, ax=axes)
+    axes.set(title="Jacobian J = diag(σ) − σσᵀ", xlabel="logit j", ylabel="probability i")
+    if len(shown) == width:
+        whole_ticks(axes.xaxis)
+        whole_ticks(axes.yaxis)
+    else:
+        places = np.arange(0, len(shown), 4)
+        axes.set_xticks(places, map(str, shown[places]), rotation=90)
+        axes.set_yticks(places, map(str, shown[places]))
+        axes.set_xlabel(f"logit j (the {len(shown)} most probable of {width})")
+
+
+def _bars(axes: Axes, values: np.ndarray, color: str) -> None:
+    indices = np.arange(len(values))
+    if len(values) <= _MAX_BARS:
+        axes.bar(indices, values, color=color)
+    else:
+        axes.vlines(indices, 0, values, color=color, linewidth=0.8)
+    axes.set_ylim(0, 1.05 * values.max() or 1.0)
+    whole_ticks(axes.xaxis)

@@ -1,0 +1,125 @@
+"""`jaxsoftjac explain`: the numbers are those of numpy, in text and in Markdown."""
+
+import re
+
+import numpy as np
+import pytest
+from helpers import long_softmax
+
+from jaxsoftjac.cli import _main
+
+pytestmark = pytest.mark.once
+
+ROW, G = ["2.0", "1.0", "0.5", "-1e0"], ["0.1", "-0.3", "0.2", "0"]
+
+
+def explain(capsys, *argv):
+    assert _main.main(["explain", *argv]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def numbers(line):
+    return [float(word) for word in re.findall(r"-?\d+\.?\d*(?:e[+-]\d+)?", line)]
+
+
+def table(text, head):
+    """The cells below the line that begins with `head`, as numbers."""
+    lines = text.split(head, 1)[1].splitlines()[1:]
+    lines = lines[: next(i for i, line in enumerate([*lines, ""]) if not line.strip("\n"))]
+    return np.array([numbers(line) for line in lines if "---" not in line])
+
+
+@pytest.mark.parametrize("style", ["text", "markdown"])
+def test_each_step_shows_the_numbers_of_the_row(capsys, style):
+    text = explain(capsys, *ROW, "--vjp", *G, "--label", "2", "--format", style)
+    z, g = np.array(ROW, float), np.array(G, float)
+    sigma = np.exp(z) / np.exp(z).sum()
+    J = np.diag(sigma) - np.outer(sigma, sigma)
+    start, gap = ("| ", " | ") if style == "markdown" else ("   ", r"  ")
+    i = np.arange(4)
+
+    def shown(head):
+        return table(text, head if style == "text" else head)
+
+    def first(*heads):
+        pattern = re.escape(start) + r"\s*" + (r"\s*\|?\s+".join(map(re.escape, heads)))
+        return re.search(pattern, text)[0]
+
+    np.testing.assert_allclose(
+        shown(first("i", "zᵢ", "e^(zᵢ)", "σᵢ")), np.stack([i, z, np.exp(z), sigma], 1), atol=6e-5
+    )
+    np.testing.assert_allclose(shown(first("i \\ j", "0", "1", "2", "3")), np.c_[i, J], atol=6e-5)
+    mean = g @ sigma
+    expected = np.stack([i, g, g * sigma, g - mean, J @ g, J @ g], 1)
+    np.testing.assert_allclose(shown(first("i", "gᵢ", "gᵢ·σᵢ")), expected, atol=6e-5)
+    y = np.eye(4)[2]
+    expected = np.stack([i, y, sigma, sigma - y], 1)
+    np.testing.assert_allclose(shown(first("j", "yⱼ", "σⱼ")), expected, atol=6e-5)
+    d = (g - mean) ** 2
+    np.testing.assert_allclose(
+        shown(first("i", "(gᵢ − ⟨g, σ⟩)²")), np.stack([i, d, J @ d], 1), atol=6e-5
+    )
+    assert f"S = {np.exp(z).sum():.4f}" in text
+    assert f"λ_max = {np.linalg.eigvalsh(J)[-1]:.4f} ≤ 1/2" in text
+    assert f"⟨g, σ⟩ = Σᵢ gᵢ·σᵢ = {mean:.4f}" in text
+    assert f"L = {-np.log(sigma[2]):.4f}" in text
+    assert f"i = 0, j = 1: −7.3891·2.7183 / {np.exp(z).sum():.4f}²" in text
+    assert f"= −{sigma[0]:.4f}·{sigma[1]:.4f} = {J[0, 1]:.4f}" in text
+    assert ("$$" in text) == (style == "markdown")
+
+
+def test_without_a_label_there_is_no_loss(capsys):
+    text = explain(capsys, *ROW)
+    assert "Cross-entropy" not in text
+    assert "(J·g)ᵢ" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_confident_logits_keep_their_digits(capsys):
+    text = explain(capsys, "800", "760", "0", "1", "--label", "0")
+    assert "e^(zᵢ − m)" in text
+    sigma, log_sigma, _ = long_softmax(np.array([800, 760, 0, 1.0]))
+    assert f"L = {float(-log_sigma[0]):.2e}" in text
+    assert f"{float(-sigma[1]):.2e}" in text  # the gradient at the label
+    assert "nan" not in text
+
+
+def test_a_wide_row_is_shortened_around_its_label(capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.linspace(0, 3, 400).reshape(2, 200))
+    argv = [str(tmp_path / "x.npy"), "--row", "1", "--label", "50"]
+    text = explain(capsys, *argv)
+    assert "z = (1.50376, 1.51128, 1.5188, …, 2.98496, 2.99248, 3)" in text
+    shown = re.findall(r"^ +(\d+|…) ", text.split("Cross-entropy")[1], flags=re.M)
+    assert shown[:14] == [*"012345", "…", "50", "…", "194", "195", "196", "197", "198"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["2.0"], ["explain", "at least two classes", "K = 1"]),
+        (["1", "nan"], ["number 2", "nan is not finite"]),
+        (["1", "2", "--label", "2"], ["--label 2", "2 classes"]),
+        (["1", "2", "--label", "-1"], ["--label -1"]),
+        (["1", "2", "--label", "one"], ["--label", "'one'"]),
+        (["1", "2", "--format", "html"], ["--format", "html"]),
+        (["1", "2", "--vjp", "1"], ["--vjp", "K = 2", "got 1"]),
+        (["1", "2", "--temperature", "0"], ["--temperature", "positive"]),
+        (["x.npy"], ["x.npy", "one row of 3", "--row"]),
+        (["x.npy", "--row", "1"], ["x.npy", "row 1, column 0", "nan is not finite"]),
+        (["empty.csv"], ["empty.csv", "empty"]),
+        (["1", "2", "--bogus"], ["--bogus"]),
+        ([], ["logits"]),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, argv, parts):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", [[1.0, 2], [np.nan, 1], [1, 2]])
+    (tmp_path / "empty.csv").write_text("")
+    assert _main.main(["explain", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"jaxsoftjac: error: [^\n]+\n", err)
+    for part in parts:
+        assert part in err
