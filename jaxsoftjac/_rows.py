@@ -1,9 +1,14 @@
-"""Where the classes of a row of logits are, which rows have any, and which class is the label.
+"""Rows of logits: where their classes are, the two numbers that say all of them, and the label.
+
+Everything about a row x is a function of x, its top = max x and rest = Σ exp(x − top) − 1 ≥ 0, the
+sum without its top term: σ = exp(x − top)/(1 + rest), log σ = (x − top) − log1p(rest), logsumexp =
+top + log1p(rest), and the complement of the top class is rest/(1 + rest). Their sum would not do:
+where the logits are large, or one class is far ahead, it has lost `rest`.
 
 >>> import jax.numpy as jnp
->>> print(LAST.sum(jnp.ones((2, 3))))
-[[3.]
- [3.]]
+>>> top, rest = statistics(jnp.array([40.0, 0.0], jnp.float32), LAST)
+>>> print(top, f"{rest[0]:.4e}")
+[40.] 4.2484e-18
 """
 
 from typing import NamedTuple
@@ -32,12 +37,70 @@ class ClassAxes(NamedTuple):
         top = lax.stop_gradient(jnp.max(a, axis=self.axes, keepdims=True, initial=-jnp.inf))
         return top if self.axis_name is None else lax.pmax(top, self.axis_name)
 
+    def sums(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        """Sums of several arrays in one pass. Not for what is differentiated."""
+        axes = tuple(a % arrays[0].ndim for a in self.axes)
+        zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
+        totals = lax.reduce(arrays, zeros, _add_all, axes)
+        totals = tuple(lax.expand_dims(t, axes) for t in totals)
+        return totals if self.axis_name is None else lax.psum(totals, self.axis_name)
+
+
+def _add_all(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(x + y for x, y in zip(a, b, strict=True))
+
 
 LAST = ClassAxes((-1,))
 
 
+class RowStatistics(NamedTuple):
+    """Of each row, the class axes kept with length 1.
+
+    `top` is max x, bounded by the largest finite number. `rest` is Σ exp(x − top) without one term
+    exp(0), to full relative precision; −1 in a row without classes.
+    """
+
+    top: jax.Array
+    rest: jax.Array
+
+
+def statistics(row: jax.Array, classes: ClassAxes) -> RowStatistics:
+    """The statistics of rows in their working dtype: one pass for the top, and one for the sum.
+
+    Σ min(e, 1 − e) is the sum without the top term wherever that has more than two thirds of the
+    row; elsewhere Σe − 1 does not cancel.
+    """
+    top = top_of(row, classes)
+    e = exp_depth(row, top)
+    total = classes.sum(e)
+    without_top = lax.stop_gradient(classes.sum(jnp.minimum(e, 1 - e)))
+    exact = without_top + (total - lax.stop_gradient(total))
+    return RowStatistics(top, jnp.where(total < 1.5, exact, total - 1))
+
+
+def top_of(row: jax.Array, classes: ClassAxes) -> jax.Array:
+    """The largest logit, but finite: a row without classes has the lowest number, not −∞."""
+    highest = float(jnp.finfo(row.dtype).max)
+    return jnp.clip(classes.max(row), -highest, highest)
+
+
+def exp_depth(row: jax.Array, top: jax.Array) -> jax.Array:
+    """Exp(x − top) ≤ 1."""
+    return jnp.exp(depth(row, top))
+
+
+def depth(row: jax.Array, top: jax.Array) -> jax.Array:
+    """X − top ≤ 0.
+
+    The minimum changes only +∞. It stands there because a compiler that computes again what made x
+    would otherwise contract a multiplication in it with the subtraction, and miss the top that was
+    found of the rounded x: by so much that the exponential overflows, or that none is left.
+    """
+    return jnp.minimum(row, float(jnp.finfo(row.dtype).max)) - top
+
+
 def has_classes(x: jax.Array, classes: ClassAxes) -> jax.Array:
-    """Which rows are not all −∞: those have derivative 0 (a row with NaN keeps it)."""
+    """Which rows are not all −∞; a row with NaN has classes."""
     return classes.max(x) != -jnp.inf
 
 
@@ -53,11 +116,16 @@ def first_class(width: int, axis_name: str | None) -> int | jax.Array:
     return 0 if axis_name is None else lax.axis_index(axis_name) * width
 
 
+def nan_unless(holds: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """1 where it holds, else NaN, which is made there only."""
+    return 1 + 0 * jnp.where(holds, 0, jnp.inf).astype(dtype)
+
+
 def in_range(labels: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
     """1 for the label of a class, NaN for any other."""
     slices = 1 if classes.axis_name is None else lax.axis_size(classes.axis_name)
     inside = (labels >= 0) & (labels < slices * x.shape[classes.axes[0]])
-    return jnp.where(inside, 1, jnp.nan).astype(wide(x).dtype)
+    return nan_unless(inside, wide(x).dtype)
 
 
 def class_logits(

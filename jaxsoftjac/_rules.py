@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 
@@ -38,3 +39,13 @@ def varying(tree: Any, axis_name: str | None) -> Any:
         return tree
     zero = 0 * lax.axis_index(axis_name)
     return jax.tree.map(lambda x: x + zero.astype(x.dtype), tree)
+
+
+def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a/b, and 0 where b is 0, with derivatives that stay in range.
+
+    As the solution q of b·q = a, so that q̇ = (ȧ − ḃq)/b to every order: the rule of a division
+    forms 1/b², which overflows where b is small.
+    """
+    inverse = lax.stop_gradient(jnp.where(b == 0, 0, 1 / jnp.where(b == 0, 1, b)))
+    return lax.custom_linear_solve(lambda q: b * q, a, lambda _, a: a * inverse, symmetric=True)

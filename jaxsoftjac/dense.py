@@ -17,8 +17,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
-from jaxsoftjac._rows import LAST
-from jaxsoftjac.functions import logsumexp_rows, softmax
+from jaxsoftjac._rows import LAST, has_classes, nan_unless
+from jaxsoftjac.functions import logsumexp_rows, softmax_rows
 from jaxsoftjac.losses._arguments import checked_arguments, target_mass
 from jaxsoftjac.products import softmax_vjp
 
@@ -89,8 +89,8 @@ def cross_entropy_hessian(
     *,
     axis: int = -1,
     where: ArrayLike | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
     ignore_index: int | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
@@ -128,13 +128,14 @@ def cross_entropy_hessian(
     jacobian = _jacobian(sigma, complement, axis_name)
     mass = lax.squeeze(target_mass(x, labels, classes, options), classes.axes)[..., None, None]
     hessian = mass * jacobian
-    if z_loss:
-        log_normalizer = lax.squeeze(logsumexp_rows(wide(x), classes), classes.axes)[
-            ..., None, None
-        ]
+    if not (isinstance(options.z_loss, float) and options.z_loss == 0):
+        z_loss = jnp.asarray(options.z_loss, jacobian.dtype)
+        log_normalizer = logsumexp_rows(wide(x), classes)
+        log_normalizer = jnp.where(has_classes(x, classes), log_normalizer, 0)
+        log_normalizer = lax.squeeze(log_normalizer, classes.axes)[..., None, None]
         outer = _own(sigma, axis_name)[..., :, None] * sigma[..., None, :]
         hessian = hessian + 2 * z_loss * (log_normalizer * jacobian + outer)
-    if ignore_index is not None:
+    if ignored is not None:
         hessian = jnp.where(lax.squeeze(ignored, classes.axes)[..., None, None], 0, hessian)
     return hessian.astype(dtype)
 
@@ -171,7 +172,7 @@ def _probabilities(
     kept = x if where is None else jnp.where(where, x, -jnp.inf)
     logits = _classes_last(kept.astype(working_dtype(x.dtype)), axes)
     kept = logits != -jnp.inf
-    sigma = jnp.where(LAST.max(logits) != -jnp.inf, softmax(logits), 0)
+    sigma = softmax_rows(logits, LAST) + 0 * nan_unless(LAST.max(logits) != jnp.inf, logits.dtype)
     return sigma, _complement(sigma), kept, x.dtype
 
 

@@ -1,7 +1,7 @@
 """softmax, log_softmax and logsumexp, differentiable in every mode and to every order.
 
-Drop-ins for those of jax.nn. Each is a `jax.custom_vjp` with the O(K) product of `products` behind
-a `jax.custom_jvp` that pushes forward by the same product, so that jvp, vjp and all nestings work.
+Drop-ins for those of jax.nn. The rule of each is an O(K) product, linear in the tangents, so that
+jvp, vjp and all nestings work; that of softmax is marked with `jax.custom_vjp` as well.
 
 >>> import jax, jax.numpy as jnp
 >>> print(jax.jacfwd(softmax)(jnp.array([0.0, 0.0])))
@@ -18,9 +18,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
-from jaxsoftjac._rows import ClassAxes, has_classes
+from jaxsoftjac._rows import ClassAxes, depth, exp_depth, nan_unless, statistics, top_of
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.products import centre, softmax_product, twice_positive, where_positive
+from jaxsoftjac.products import centre, softmax_product, where_positive
 
 
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -111,26 +111,32 @@ def _masked(
 ) -> jax.Array:
     """`function` of the kept classes: excluded logits are −∞ before it and `fill` after it."""
     x = as_real("x", x)
-    axes = canonical_axes(axis, x.ndim)
+    classes = ClassAxes(canonical_axes(axis, x.ndim))
     where = broadcast_where(where, x.shape)
     if where is None:
-        return function(x, ClassAxes(axes))
-    return jnp.where(where, function(jnp.where(where, x, -jnp.inf), ClassAxes(axes)), fill)
+        spoilt = nan_unless(jnp.isfinite(classes.max(x)), x.dtype)  # as in jax.nn
+        return function(x, classes) + 0 * spoilt
+    x = jnp.where(where, x, -jnp.inf)
+    spoilt = nan_unless(classes.max(x) != jnp.inf, x.dtype)
+    return jnp.where(where, function(x, classes) + 0 * spoilt, fill)
 
 
-# The three functions on checked input.
+# The three functions on checked input. In a row without classes σ is 0 and log σ is −∞; in a row
+# with +∞ they are the limits, with all of σ there.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """`softmax` of checked input."""
     row = wide(x)
-    unnormalised = jnp.exp(row - classes.max(row))
-    return (unnormalised / classes.sum(unnormalised)).astype(x.dtype)
+    unnormalized = exp_depth(row, top_of(row, classes))
+    total = classes.sum(unnormalized)
+    normalizer = 1 / jnp.where(total == 0, 1, total)
+    return (unnormalized * normalizer).astype(x.dtype)
 
 
 @softmax_rows.defjvp
-def _(classes, primals, tangents):
+def _softmax_jvp(classes, primals, tangents):
     sigma, pullback = jax.vjp(lambda x: _softmax_reverse(x, classes), *primals)
     return sigma, *pullback(*tangents)  # J = Jᵀ: the pullback is the pushforward
 
@@ -142,44 +148,42 @@ def _softmax_reverse(x: jax.Array, classes: ClassAxes) -> jax.Array:
 
 def _softmax_forward(x, classes):
     sigma = softmax_rows(x, classes)
-    return sigma, (_unrounded(sigma, x), has_classes(x, classes))
+    return sigma, _unrounded(sigma, x)
 
 
-def _softmax_backward(classes, residuals, g):
-    return (_softmax_pullback(g, *residuals, classes),)
+def _softmax_backward(classes, kept, g):
+    return (_softmax_pullback(g, kept, classes),)
 
 
 _softmax_reverse.defvjp(_softmax_forward, _softmax_backward)
 
 
-@recomputed(static_argnums=(3,))
-def _softmax_pullback(g, kept, alive, classes):
+@recomputed(static_argnums=(2,))
+def _softmax_pullback(g: jax.Array, kept: jax.Array, classes: ClassAxes) -> jax.Array:
     sigma = kept if _is_wide(kept) else softmax_rows(wide(kept), classes)
-    product = softmax_product(jnp.where(alive, wide(g), 0), sigma, classes)
-    return jnp.where(alive, product, 0).astype(g.dtype)
+    return softmax_product(wide(g), sigma, classes).astype(g.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """`log_softmax` of checked input."""
     row = wide(x)
-    depth = row - classes.max(row)
-    return (depth - jnp.log1p(rest_of_sum(depth, classes))).astype(x.dtype)
+    top, rest = statistics(row, classes)
+    return (depth(row, top) - log1p_rest(rest)).astype(x.dtype)
 
 
 @log_softmax_rows.defjvp
-def _(classes, primals, tangents):
+def _log_softmax_jvp(classes, primals, tangents):
     (x,), (tangent,) = primals, tangents
     log_sigma = log_softmax_rows(x, classes)
-    kept, alive = _unrounded(log_sigma, x), has_classes(x, classes)
-    return log_sigma, _log_softmax_pushforward(tangent, kept, alive, classes)
+    return log_sigma, _log_softmax_pushforward(tangent, _unrounded(log_sigma, x), classes)
 
 
-@recomputed(static_argnums=(3,))
-def _log_softmax_pushforward(tangent, kept, alive, classes):
+@recomputed(static_argnums=(2,))
+def _log_softmax_pushforward(tangent: jax.Array, kept: jax.Array, classes: ClassAxes) -> jax.Array:
     log_sigma = kept if _is_wide(kept) else log_softmax_rows(wide(kept), classes)
-    moves = alive & (log_sigma != -jnp.inf)
-    centred = centre(jnp.where(moves, wide(tangent), 0), jnp.exp(log_sigma), classes)
+    moves = log_sigma != -jnp.inf
+    centred = centre(jnp.where(moves, wide(tangent), 0), exp_of_log(log_sigma), classes)
     return jnp.where(moves, centred, 0).astype(tangent.dtype)
 
 
@@ -187,36 +191,32 @@ def _log_softmax_pushforward(tangent, kept, alive, classes):
 def logsumexp_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """`logsumexp` of checked input, the summed axes kept."""
     row = wide(x)
-    top = classes.max(row)
-    finite_top = jnp.where(jnp.isfinite(top), top, 0)
-    value = finite_top + jnp.log1p(rest_of_sum(row - finite_top, classes))
-    return jnp.where(jnp.isfinite(top), value, top).astype(x.dtype)
+    top, rest = statistics(row, classes)
+    highest = classes.max(row)
+    return jnp.where(jnp.isinf(highest), highest, top + log1p_rest(rest)).astype(x.dtype)
 
 
 @logsumexp_rows.defjvp
-def _(classes, primals, tangents):
+def _logsumexp_jvp(classes, primals, tangents):
     (x,), (tangent,) = primals, tangents
-    return logsumexp_rows(x, classes), _logsumexp_pushforward(
-        tangent, x, has_classes(x, classes), classes
-    )
+    return logsumexp_rows(x, classes), _logsumexp_pushforward(tangent, x, classes)
 
 
-@recomputed(static_argnums=(3,))
-def _logsumexp_pushforward(tangent, x, alive, classes):
-    sigma = jnp.where(alive, softmax_rows(wide(x), classes), 0)
+@recomputed(static_argnums=(2,))
+def _logsumexp_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
+    sigma = softmax_rows(wide(x), classes)
     return classes.sum(sigma * where_positive(wide(tangent), sigma)).astype(tangent.dtype)
 
 
-def rest_of_sum(depth: jax.Array, classes: ClassAxes) -> jax.Array:
-    """Σ exp(depth) without one top entry, for depth ≤ 0 with top 0: 1 + rest is the whole sum.
+def exp_of_log(log_sigma: jax.Array) -> jax.Array:
+    """Exp, whose derivatives at −∞ are 0: as it stands, 0·∞ would arise in some."""
+    kept = log_sigma != -jnp.inf
+    return jnp.where(kept, jnp.exp(jnp.where(kept, log_sigma, 0)), 0)
 
-    The top entries are those whose exponential rounds to 1; arithmetic finds them, because a
-    compare would leave the compilers' vectorised reductions. They are constants of differentiation.
-    """
-    unnormalised = jnp.exp(depth)
-    scale = 1 / float(jnp.finfo(depth.dtype).eps)
-    at_top = lax.stop_gradient(twice_positive(unnormalised * scale - (scale - 0.5)))
-    return classes.sum(unnormalised - at_top) + (classes.sum(at_top) - 1)
+
+def log1p_rest(rest: jax.Array) -> jax.Array:
+    """Log(1 + rest), and 0 in a row without classes."""
+    return jnp.log1p(jnp.where(rest < 0, 0, rest))
 
 
 def _is_wide(x: jax.Array) -> bool:

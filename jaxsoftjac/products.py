@@ -15,22 +15,17 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, canonical_axes, same_shape, working_dtype
 from jaxsoftjac._rows import ClassAxes
+from jaxsoftjac._rules import quotient
 
 
 def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
     """Product of a vector with the softmax Jacobian, without forming the matrix.
 
-    Jg = σ⊙(g − ⟨σ, g⟩), computed as PᵀJPg with P = I − 1eᵀ, Σe = 1: first g is measured from its
-    value at the most probable class (e is one-hot there; where no class has more than 1/16, e is
-    σ), at last the sum is put back to zero. In exact arithmetic P changes nothing; in float32 it
-    keeps all digits of rows where the textbook form keeps none.
+    Jg = σ⊙(g − ⟨σ, g⟩), where g is first measured from its value at the most probable class (or,
+    where no class has more than 1/16, from its mean). In exact arithmetic that changes nothing; in
+    float32 it keeps all digits of rows where the textbook form keeps none.
 
-    Cost: O(K) time and memory. Under jit on a 2-core CPU in float32, forward and this VJP together
-    take 1.8 to 2.1 times the time of jax.nn.softmax (geometric mean of five shapes). The textbook
-    product takes 0.8, with guards against 0·∞ 1.2, the pivot without guards 1.3. Three centrings
-    by σ take 0.95, but fail where modes have equal v; a gathered pivot with the products in another
-    order takes 1.4, but its transpose loses the digits. `python -m benchmarks functions` prints the
-    variants with their errors.
+    Cost: O(K) time and memory.
 
     Args:
         grad_output: cotangent of σ (gradient of a loss by σ), shape [..., K].
@@ -122,12 +117,27 @@ def softmax_second_derivative(
 
 
 def softmax_product(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
-    """PᵀJPv in the arrays' own dtype: linear in v and its own transpose."""
-    e = pivot_weights(sigma, classes)
+    """Jv as the solution y of y/σ + c·1 = v, Σy = 0, where Σσ = 1.
+
+    J is the inverse of diag(1/σ) on the vectors of sum 0. Said so, the product is its own transpose
+    by declaration: forward and reverse mode run `_centred_product` as it is written, and its
+    derivative by σ is the system's, ẏ = J(v̇ − (1/σ)˙y), which is D²σ[u, v].
+    """
+    return lax.custom_linear_solve(
+        lambda y: quotient(y, sigma),
+        v,
+        lambda _, b: _centred_product(b, sigma, classes),
+        symmetric=True,
+    )
+
+
+def _centred_product(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
+    """σ⊙(d − ⟨σ, d⟩), d = v measured from the pivot, whose own entry is then exactly 0."""
+    excess = pivot_excess(sigma, classes)
     v = where_positive(v, sigma)
-    d = v - classes.sum(e * v)
-    w = sigma * (d - classes.sum(sigma * d))
-    return where_positive(w - e * classes.sum(w), sigma)
+    at_pivot, weight = classes.sums(excess * v, excess)
+    d = v - at_pivot / jnp.maximum(weight, float(jnp.finfo(v.dtype).tiny))
+    return sigma * (d - classes.sum(sigma * d))
 
 
 def centre(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
@@ -152,26 +162,28 @@ def where_positive(v: jax.Array, sigma: jax.Array) -> jax.Array:
 def pivot_weights(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """Weights e ≥ 0, Σe = 1: one-hot at the top class, or σ where no class has more than 1/16.
 
-    One arithmetic form for both, max(σ − τ, 0) normalised, because compilers vectorise that: with τ
-    the float just below the top of the row, only the top is left. Its excess is a power of two, so
-    that the weight is exactly 1 and the pivot's own value cancels exactly. A pivot of small weight
-    could be an outlier of v, hence τ = 0 on flat rows.
-
     The weights depend on σ alone, which keeps the program linear in v, and are constants of
     differentiation: J does not depend on them.
+    """
+    excess = pivot_excess(sigma, classes)
+    total = jnp.maximum(classes.sum(excess), float(jnp.finfo(sigma.dtype).tiny))
+    return excess * (1 / total)
+
+
+def pivot_excess(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
+    """The weights, not yet normalized.
+
+    One arithmetic form for both, max(σ − τ, 0), because compilers vectorise that: with τ the float
+    just below the top of the row, only the top is left. Its excess is a power of two, so that the
+    weight is exactly 1 and the pivot's own value cancels exactly. A pivot of small weight could be
+    an outlier of v, hence τ = 0 on flat rows.
     """
     sigma = lax.stop_gradient(sigma)
     top = jnp.maximum(classes.max(sigma), 0)
     is_peaked = jnp.clip((top - 1 / 16) * 1e30, 0, 1)
     just_below = top * (1 - float(jnp.finfo(sigma.dtype).eps) / 2)
-    excess = twice_positive(sigma - just_below * is_peaked)
-    total = jnp.maximum(classes.sum(excess), float(jnp.finfo(sigma.dtype).tiny))
-    return excess * (1 / total)
-
-
-def twice_positive(a: jax.Array) -> jax.Array:
-    """2·max(a, 0), without the constant, for which XLA's CPU kernels would store a whole array."""
-    return a + jnp.abs(a)
+    excess = sigma - just_below * is_peaked
+    return excess + jnp.abs(excess)  # twice the positive part: a constant would be stored
 
 
 def _prepare(

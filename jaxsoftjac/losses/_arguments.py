@@ -1,37 +1,82 @@
 """The checked arguments of losses: labels, and what is mixed into the plain cross-entropy."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, wide
 from jaxsoftjac._rows import ClassAxes, class_logits, in_range
 
 
 class LossOptions(NamedTuple):
-    """What is mixed into the plain cross-entropy; hashable, so that it can be static."""
+    """What is mixed into the plain cross-entropy: Python numbers (0 is left out), or arrays."""
 
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
+    label_smoothing: float | jax.Array = 0.0
+    z_loss: float | jax.Array = 0.0
+
+    @property
+    def is_static(self) -> bool:
+        """Whether both are Python numbers."""
+        return all(isinstance(value, float) for value in self)
+
+
+def mixed(
+    surprise: jax.Array,
+    uniform: Callable[[], jax.Array],
+    log_normalizer: Callable[[], jax.Array],
+    options: LossOptions,
+) -> jax.Array:
+    """(1 − s)·surprise + s·uniform + z·log_normalizer²; what has weight 0 may be infinite."""
+    s, z = options
+    loss = surprise
+    if not _is_zero(s):
+        loss = _weighted(1 - s, surprise) + _weighted(s, uniform())
+    if not _is_zero(z):
+        normalizer = log_normalizer()
+        is_infinite = jnp.isinf(normalizer)
+        square = jnp.where(is_infinite, jnp.inf, jnp.where(is_infinite, 0, normalizer) ** 2)
+        loss = loss + _weighted(z, square)
+    return loss
+
+
+def _weighted(weight: float | jax.Array, term: jax.Array) -> jax.Array:
+    weight = jnp.asarray(weight, term.dtype)
+    return weight * jnp.where((weight == 0) & jnp.isinf(term), 0, term)
+
+
+def _is_zero(option: float | jax.Array) -> bool:
+    return isinstance(option, float) and option == 0
 
 
 def checked_arguments(
-    logits, labels, axis, where, label_smoothing, z_loss, ignore_index, axis_name=None
-) -> tuple[jax.Array, jax.Array, jax.Array, ClassAxes, LossOptions]:
-    """Checked logits, labels, which are ignored, where the classes are, and the options.
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int,
+    where: ArrayLike | None,
+    label_smoothing: ArrayLike,
+    z_loss: ArrayLike,
+    ignore_index: int | None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, ClassAxes, LossOptions]:
+    """Checked logits, labels, which are ignored (None: none), where the classes are, and options.
 
-    Integer labels have length 1 on the class axis, and 0 in place of `ignore_index`.
+    Integer labels have length 1 on the class axis. What is ignored has label 0 and logits 0.
     """
     options = checked_options(label_smoothing, z_loss)
     x, classes = class_logits("logits", logits, axis, where, axis_name)
     labels = jnp.asarray(labels)
     if jnp.issubdtype(labels.dtype, jnp.integer):
+        ignored = is_ignored(labels, ignore_index)
         labels = integer_labels(labels, x.shape, classes.axes[0])
-        ignored = jnp.zeros_like(labels, bool)
-        if ignore_index is not None:
-            ignored = labels == ignore_index
-        return x, jnp.where(ignored, 0, labels), ignored, classes, options
+        if ignored is None:
+            return x, labels, None, classes, options
+        ignored = _beside(ignored, x.shape, classes.axes[0])
+        return jnp.where(ignored, 0, x), jnp.where(ignored, 0, labels), ignored, classes, options
     target = as_real("labels", labels)
     if ignore_index is not None:
         raise ValueError("`ignore_index` must be None when `labels` are probabilities")
@@ -39,14 +84,29 @@ def checked_arguments(
         raise ValueError(
             f"`labels` must be integers or have the shape {x.shape} of `logits`, got {target.shape}"
         )
-    return x, target.astype(wide(x).dtype), jnp.zeros((), bool), classes, options
+    return x, target.astype(wide(x).dtype), None, classes, options
 
 
-def target_mass(x, labels, classes: ClassAxes, options: LossOptions) -> jax.Array:
+def target_mass(
+    x: jax.Array, labels: jax.Array, classes: ClassAxes, options: LossOptions
+) -> jax.Array:
     """Σt of each example: 1 for an integer label, NaN where that is out of range."""
+    s = options.label_smoothing
     if jnp.issubdtype(labels.dtype, jnp.integer):
-        return in_range(labels, x, classes)
-    return classes.sum(smoothed(labels, x, classes, options))
+        mass = in_range(labels, x, classes)
+    else:
+        mass = classes.sum(labels)
+    return mass if _is_zero(s) else _weighted(1 - s, mass) + s
+
+
+def is_ignored(labels: jax.Array, ignore_index: int | None) -> jax.Array | None:
+    """Which labels are `ignore_index`; None for none."""
+    if ignore_index is None:
+        return None
+    range_of = jnp.iinfo(labels.dtype)
+    if not range_of.min <= ignore_index <= range_of.max:
+        return jnp.zeros(labels.shape, bool)
+    return labels == np.asarray(ignore_index, labels.dtype)
 
 
 def integer_labels(labels: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
@@ -56,24 +116,32 @@ def integer_labels(labels: jax.Array, shape: tuple[int, ...], axis: int) -> jax.
         labels = labels.astype(jnp.int32)
     if labels.ndim and labels.shape != expected:
         raise ValueError(f"`labels` must have shape {expected}, got {labels.shape}")
-    return jnp.expand_dims(jnp.broadcast_to(labels, expected), axis)
+    return _beside(labels, shape, axis)
 
 
-def checked_options(label_smoothing: Any, z_loss: Any) -> LossOptions:
-    """The options, checked."""
-    for name, value in (("label_smoothing", label_smoothing), ("z_loss", z_loss)):
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise TypeError(f"`{name}` must be a Python number, got {type(value).__name__}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"`label_smoothing` must lie in [0, 1], got {label_smoothing}")
-    if not 0 <= z_loss < float("inf"):
-        raise ValueError(f"`z_loss` must be ≥ 0 and finite, got {z_loss}")
-    return LossOptions(float(label_smoothing), float(z_loss))
+def _beside(a: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """`a` of each example, with length 1 on the class axis of logits of `shape`."""
+    return jnp.expand_dims(jnp.broadcast_to(a, shape[:axis] + shape[axis + 1 :]), axis)
 
 
-def smoothed(target, x, classes, options):
-    s = options.label_smoothing
-    if not s:
-        return target
-    kept = (x != -jnp.inf).astype(target.dtype)
-    return (1 - s) * target + s * kept / jnp.maximum(classes.sum(kept), 1)
+def checked_options(label_smoothing: ArrayLike, z_loss: ArrayLike) -> LossOptions:
+    """The options, checked: numbers, or real arrays without axes, which may be traced."""
+    s = checked_number("label_smoothing", label_smoothing, "lie in [0, 1]", lambda s: 0 <= s <= 1)
+    z = checked_number("z_loss", z_loss, "be ≥ 0 and finite", lambda z: 0 <= z < np.inf)
+    return LossOptions(s, z)
+
+
+def checked_number(
+    name: str, value: ArrayLike, expected: str, holds: Callable[[float], bool]
+) -> float | jax.Array:
+    """A Python float of a Python or NumPy number; what is a JAX array stays one."""
+    if np.shape(value) != ():
+        raise ValueError(f"`{name}` must be a number, got shape {np.shape(value)}")
+    if isinstance(value, Tracer):
+        return as_real(name, value)
+    known = np.asarray(value)
+    if known.dtype.kind not in "iuf" and known.dtype != jnp.bfloat16:
+        raise TypeError(f"`{name}` must be a real number, got {type(value).__name__}")
+    if not holds(float(known)):
+        raise ValueError(f"`{name}` must {expected}, got {value}")
+    return as_real(name, value) if isinstance(value, jax.Array) else float(known)

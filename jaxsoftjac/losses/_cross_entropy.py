@@ -8,11 +8,20 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import wide
-from jaxsoftjac._rows import ClassAxes, first_class, has_classes, in_range, is_label
+from jaxsoftjac._rows import (
+    ClassAxes,
+    depth,
+    first_class,
+    in_range,
+    is_label,
+    nan_unless,
+    statistics,
+    top_of,
+)
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.functions import log_softmax_rows, logsumexp_rows, softmax_rows
-from jaxsoftjac.losses._arguments import LossOptions, checked_arguments, smoothed
-from jaxsoftjac.products import centre
+from jaxsoftjac.functions import log1p_rest, log_softmax_rows, logsumexp_rows, softmax_rows
+from jaxsoftjac.losses._arguments import LossOptions, checked_arguments, mixed
+from jaxsoftjac.products import centre, where_positive
 
 
 def cross_entropy(
@@ -21,8 +30,8 @@ def cross_entropy(
     *,
     axis: int = -1,
     where: ArrayLike | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
     ignore_index: int | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
@@ -41,10 +50,11 @@ def cross_entropy(
         labels: integers, of the shape of `logits` without `axis` (or broadcast to it), or
             probabilities of the shape of `logits`; the dtype tells which.
         axis: the class axis.
-        where: boolean, broadcast to `logits`: the classes to keep.
-        label_smoothing: s in [0, 1].
-        z_loss: factor ≥ 0 of the squared log-normalizer.
-        ignore_index: label whose examples have loss 0 and gradient 0.
+        where: boolean, broadcast to `logits`: the classes to keep. It is no mask of examples, not
+            even where its shape [N] fits: weight those with the losses that are returned.
+        label_smoothing: s in [0, 1]; an array may be traced, and has a derivative.
+        z_loss: factor ≥ 0 of the squared log-normalizer, likewise.
+        ignore_index: label whose examples have loss 0 and gradient 0, whatever their logits.
         axis_name: mapped axis (`shard_map`, `vmap`) over which the classes are split in equal
             slices; integer labels are global. Only arrays of the batch's size are communicated.
 
@@ -60,92 +70,89 @@ def cross_entropy(
     x, labels, ignored, classes, options = checked_arguments(
         logits, labels, axis, where, label_smoothing, z_loss, ignore_index, axis_name
     )
-    loss_of = _label_loss if jnp.issubdtype(labels.dtype, jnp.integer) else _target_loss
-    return lax.squeeze(jnp.where(ignored, 0, loss_of(x, labels, classes, options)), classes.axes)
+    loss = recomputed(partial(_losses, options=options, classes=classes))(x, labels)
+    loss = loss + 0 * nan_unless(classes.max(x) != jnp.inf, x.dtype)
+    return lax.squeeze(loss if ignored is None else jnp.where(ignored, 0, loss), classes.axes)
+
+
+def _losses(
+    x: jax.Array, labels: jax.Array, *, options: LossOptions, classes: ClassAxes
+) -> jax.Array:
+    row = wide(x)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        surprise = _label_surprise(row, labels, classes) * in_range(labels, row, classes)
+    else:
+        surprise = _target_surprise(row, labels, classes)
+    uniform = partial(_uniform_surprise, row, classes)
+    loss = mixed(surprise, uniform, partial(logsumexp_rows, row, classes), options)
+    return loss.astype(x.dtype)
 
 
 # Integer labels. What is one-hot is made where it is used, from an iota, and never kept.
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _label_loss(
-    x: jax.Array, labels: jax.Array, classes: ClassAxes, options: LossOptions
-) -> jax.Array:
-    loss = (1 - options.label_smoothing) * _surprise_at(labels, wide(x), classes)
-    if options != LossOptions():
-        loss = loss + _loss(x, jnp.zeros_like(wide(x)), classes, options)
-    return (in_range(labels, x, classes) * loss).astype(x.dtype)
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _label_surprise(x: jax.Array, labels: jax.Array, classes: ClassAxes) -> jax.Array:
+    """−log σ at the label: two terms ≥ 0; +∞ at an excluded class."""
+    _, others, depth_of_label = _apart(x, labels, classes)
+    rest = classes.sum(others) + (jnp.exp(-depth_of_label) - 1)
+    return depth_of_label + log1p_rest(rest)
 
 
-@_label_loss.defjvp
-def _(classes, options, primals, tangents):
+@_label_surprise.defjvp
+def _label_surprise_jvp(classes, primals, tangents):
     (x, labels), (tangent, _) = primals, tangents
-    loss = _label_loss(x, labels, classes, options)
-    return loss, _label_pushforward(tangent, x, labels, (classes, options))
+    return _label_surprise(x, labels, classes), _label_pushforward(tangent, x, labels, classes)
 
 
 @recomputed(static_argnums=(3,))
-def _label_pushforward(tangent, x, labels, static):
-    classes, options = static
-    row, s, z = wide(x), options.label_smoothing, options.z_loss
-    gradient = _label_gradient(row, labels, classes)
-    moves = gradient != 0  # quicker than x ≠ −∞, and the same: it is 0 only where J is
-    if options != LossOptions():
-        moves = x != -jnp.inf
-        sigma = jnp.where(moves, softmax_rows(row, classes), 0)
-        uniform = smoothed(jnp.zeros_like(row), x, classes, options)
-        gradient = (1 - s) * gradient + s * sigma - uniform
-        if z:
-            log_normalizer = jnp.where(has_classes(x, classes), logsumexp_rows(row, classes), 0)
-            gradient = gradient + 2 * z * log_normalizer * sigma
-    pushed = classes.sum(jnp.where(moves, gradient * wide(tangent), 0))
-    return (in_range(labels, x, classes) * pushed).astype(tangent.dtype)
+def _label_pushforward(
+    tangent: jax.Array, x: jax.Array, labels: jax.Array, classes: ClassAxes
+) -> jax.Array:
+    gradient = _label_gradient(x, labels, classes)
+    return classes.sum(gradient * where_positive(tangent, gradient))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _label_gradient(x: jax.Array, labels: jax.Array, classes: ClassAxes) -> jax.Array:
     """σ − one-hot: at the label minus the sum of the others, or 0 where that is excluded."""
-    is_label, others, depth = _apart(x, labels, classes)
+    label, others, depth_of_label = _apart(x, labels, classes)
     rest = classes.sum(others)
-    scale = 1 / jnp.maximum(rest + jnp.exp(-depth), float(jnp.finfo(x.dtype).tiny))
-    is_kept = _at_label(x, labels, classes) != -jnp.inf
-    return others * scale - is_label * jnp.where(is_kept, rest * scale, 0)
+    scale = 1 / jnp.maximum(rest + jnp.exp(-depth_of_label), float(jnp.finfo(x.dtype).tiny))
+    is_excluded = _at_label(x, labels, classes) == -jnp.inf
+    return others * scale - label * jnp.where(is_excluded, 0, rest * scale)
 
 
 @_label_gradient.defjvp
-def _(classes, primals, tangents):
+def _label_gradient_jvp(classes, primals, tangents):
     _, tangent = jax.jvp(lambda x: softmax_rows(x, classes), primals[:1], tangents[:1])
     return _label_gradient(*primals, classes), tangent
 
 
-def _surprise_at(labels, x, classes):
-    """−log σ at the label: two terms ≥ 0; +∞ at an excluded class."""
-    _, others, depth = _apart(x, labels, classes)
-    surprise = depth + jnp.log1p(classes.sum(others) + (jnp.exp(-depth) - 1))
-    return jnp.where(has_classes(x, classes), surprise, jnp.inf)
-
-
-def _apart(x, labels, classes):
-    """One-hot of the label, exp(x − max) of the other classes (0 at the label), max − x there.
+def _apart(
+    x: jax.Array, labels: jax.Array, classes: ClassAxes
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One-hot of the label, exp(x − top) of the other classes (0 at the label), top − x there.
 
     Nothing is subtracted from a sum, so that Σ of the others keeps its digits. The label leaves by
     arithmetic, because XLA's CPU kernels store a whole array before they reduce a selection.
     """
-    top = jnp.where(has_classes(x, classes), classes.max(x), 0)
-    is_label = _is_label(labels, x, classes).astype(x.dtype)
-    others = jnp.exp(x - top - 1e30 * is_label)
-    return is_label, others, top - _at_label(x, labels, classes)
+    top = top_of(x, classes)
+    label = _is_label(labels, x, classes).astype(x.dtype)
+    others = jnp.exp(depth(x, top) - 1e30 * label)
+    return label, others, -depth(_at_label(x, labels, classes), top)
 
 
-def _at_label(x, labels, classes):
+def _at_label(x: jax.Array, labels: jax.Array, classes: ClassAxes) -> jax.Array:
     """Logits at the labels, by a gather or, where sharding forbids that, by comparison."""
     axis = classes.axes[0]
     if classes.axis_name is not None or jax.typeof(x).sharding.spec[axis] is not None:
         return classes.sum(jnp.where(_is_label(labels, x, classes), x, 0))
-    return jnp.take_along_axis(x, labels, axis, mode="fill", fill_value=jnp.nan)
+    inside = (labels >= 0) & (labels < x.shape[axis])
+    return jnp.take_along_axis(x, jnp.where(inside, labels, 0), axis, mode="clip")
 
 
-def _is_label(labels, x, classes):
+def _is_label(labels: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
     axis = classes.axes[0]
     return is_label(labels, x, axis, first_class(x.shape[axis], classes.axis_name))
 
@@ -153,48 +160,55 @@ def _is_label(labels, x, classes):
 # Probabilities as labels, differentiable in both arguments.
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _target_loss(
-    x: jax.Array, target: jax.Array, classes: ClassAxes, options: LossOptions
-) -> jax.Array:
-    return _loss(x, wide(target), classes, options).astype(x.dtype)
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _target_surprise(x: jax.Array, target: jax.Array, classes: ClassAxes) -> jax.Array:
+    """Σ t·(−log σ), a sum of terms ≥ 0; +∞ where an excluded class has a share."""
+    counts = target != 0
+    surprise = -log_softmax_rows(x, classes)
+    return classes.sum(jnp.where(counts, target, 0) * jnp.where(counts, surprise, 0))
 
 
-@_target_loss.defjvp
-def _(classes, options, primals, tangents):
-    (x, target), (x_tangent, target_tangent) = primals, tangents
-    loss = _target_loss(x, target, classes, options)
-    pushed = _target_pushforward((x_tangent, target_tangent), x, target, (classes, options))
-    return loss, pushed.astype(loss.dtype)
+@_target_surprise.defjvp
+def _target_surprise_jvp(classes, primals, tangents):
+    return _target_surprise(*primals, classes), _target_pushforward(tangents, *primals, classes)
 
 
 @recomputed(static_argnums=(3,))
-def _target_pushforward(tangents, x, target, static):
-    (x_tangent, target_tangent), (classes, options) = tangents, static
-    surprise = jnp.where(x == -jnp.inf, 0, -log_softmax_rows(wide(x), classes))
-    along_target = classes.sum(wide(target_tangent) * surprise)
-    pushed = _pushforward(wide(x_tangent), x, wide(target), classes, options)
-    return pushed + (1 - options.label_smoothing) * along_target
+def _target_pushforward(
+    tangents: tuple[jax.Array, jax.Array], x: jax.Array, target: jax.Array, classes: ClassAxes
+) -> jax.Array:
+    """Σ ṫ·(−log σ) − Σ t·(ẋ − ⟨σ, ẋ⟩); a row of zeros does not move with its logits."""
+    (x_tangent, target_tangent), has_target = tangents, classes.max(jnp.abs(target)) != 0
+    kept = x != -jnp.inf
+    surprise = jnp.where(kept, -log_softmax_rows(x, classes), 0)
+    x = jnp.where(has_target, x, 0)
+    moves = has_target & kept
+    centred = centre(jnp.where(moves, x_tangent, 0), softmax_rows(x, classes), classes)
+    return classes.sum(target_tangent * surprise) - classes.sum(
+        jnp.where(moves, target, 0) * centred
+    )
 
 
-def _loss(x, target, classes, options):
-    """Σ t·(−log σ) + z_loss·logsumexp²: sums of terms ≥ 0."""
-    surprise = jnp.where(x == -jnp.inf, jnp.inf, -log_softmax_rows(wide(x), classes))
-    target = smoothed(target, x, classes, options)
-    loss = classes.sum(jnp.where(target == 0, 0, target * surprise))
-    if options.z_loss:
-        loss = loss + options.z_loss * logsumexp_rows(wide(x), classes) ** 2
-    return loss
+# The uniform target of label smoothing.
 
 
-def _pushforward(tangent, x, target, classes, options):
-    """The derivative of `_loss` along a tangent of x, linear in it."""
-    moves = has_classes(x, classes) & (x != -jnp.inf)
-    sigma = jnp.where(moves, softmax_rows(wide(x), classes), 0)
-    tangent = jnp.where(moves, tangent, 0)
-    target = jnp.where(moves, smoothed(target, x, classes, options), 0)
-    pushed = -classes.sum(target * centre(tangent, sigma, classes))
-    if options.z_loss:
-        log_normalizer = jnp.where(has_classes(x, classes), logsumexp_rows(wide(x), classes), 0)
-        pushed = pushed + 2 * options.z_loss * log_normalizer * classes.sum(sigma * tangent)
-    return pushed
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _uniform_surprise(x: jax.Array, classes: ClassAxes) -> jax.Array:
+    """The mean of −log σ over the kept classes: two terms ≥ 0; 0 in a row without classes."""
+    top, rest = statistics(x, classes)
+    kept = x != -jnp.inf
+    count = jnp.maximum(classes.sum(kept.astype(x.dtype)), 1)
+    return classes.sum(jnp.where(kept, top - jnp.where(kept, x, 0), 0) / count) + log1p_rest(rest)
+
+
+@_uniform_surprise.defjvp
+def _uniform_surprise_jvp(classes, primals, tangents):
+    return _uniform_surprise(*primals, classes), _uniform_pushforward(*tangents, *primals, classes)
+
+
+@recomputed(static_argnums=(2,))
+def _uniform_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
+    kept = (x != -jnp.inf).astype(x.dtype)
+    sigma = softmax_rows(x, classes)
+    gradient = sigma - kept / jnp.maximum(classes.sum(kept), 1)
+    return classes.sum(gradient * where_positive(tangent, kept))

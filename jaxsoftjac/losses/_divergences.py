@@ -13,9 +13,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import wide
-from jaxsoftjac._rows import ClassAxes, class_logits, has_classes
+from jaxsoftjac._rows import ClassAxes, class_logits, depth, has_classes, nan_unless, statistics
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.functions import log_softmax_rows, softmax_rows
+from jaxsoftjac.functions import log1p_rest, log_softmax_rows, softmax_rows
 from jaxsoftjac.products import centre, softmax_product, where_positive
 
 
@@ -40,7 +40,8 @@ def entropy(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
         ValueError: `axis` is out of range, or `where` does not broadcast to `logits`.
     """
     x, classes = class_logits("logits", logits, axis, where)
-    return lax.squeeze(_entropy(x, classes), classes.axes)
+    spoilt = nan_unless(classes.max(x) != jnp.inf, x.dtype)
+    return lax.squeeze(_entropy(x, classes) + 0 * spoilt, classes.axes)
 
 
 def kl_divergence(
@@ -65,7 +66,7 @@ def kl_divergence(
 
     Returns:
         Array of the shape of `logits` without `axis`; +∞ where the model excludes a class that the
-        target has.
+        target has, with a finite gradient; 0 with gradient 0 where either has no class at all.
 
     Raises:
         TypeError: logits are boolean or complex, or `where` is not boolean.
@@ -78,77 +79,98 @@ def kl_divergence(
             f"`target_logits` must have the shape of `logits`, {x.shape}, got {y.shape}"
         )
     dtype = jnp.promote_types(x.dtype, y.dtype)
-    return lax.squeeze(_kl(x.astype(dtype), y.astype(dtype), classes), classes.axes)
+    x, y = x.astype(dtype), y.astype(dtype)
+    spoilt = nan_unless(jnp.maximum(classes.max(x), classes.max(y)) != jnp.inf, dtype)
+    return lax.squeeze(_kl(x, y, classes) + 0 * spoilt, classes.axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _entropy(x: jax.Array, classes: ClassAxes) -> jax.Array:
-    sigma, surprise = _distribution(wide(x), classes)
-    return classes.sum(sigma * surprise).astype(x.dtype)
+    row = wide(x)
+    top, rest = statistics(row, classes)
+    down = jnp.maximum(depth(row, top), _LOWEST)  # below, the exponential is 0
+    mean = classes.sum(jnp.exp(down) * down) / (1 + jnp.where(rest < 0, 0, rest))
+    return (log1p_rest(rest) - mean).astype(x.dtype)
 
 
 @_entropy.defjvp
-def _(classes, primals, tangents):
+def _entropy_jvp(classes, primals, tangents):
     (x,), (tangent,) = primals, tangents
-    return _entropy(x, classes), _entropy_pushforward(tangent, x, None, classes)
+    return _entropy(x, classes), _entropy_pushforward(tangent, x, classes)
 
 
-@recomputed(static_argnums=(3,))
-def _entropy_pushforward(tangent, x, _, classes):
-    sigma, surprise = _distribution(wide(x), classes)
+@recomputed(static_argnums=(2,))
+def _entropy_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
+    row = wide(x)
+    surprise = -jnp.maximum(log_softmax_rows(row, classes), _LOWEST)
     # H = Σ σ·(−log σ), and Σ σ d(log σ) = 0: only dσ counts.
-    return classes.sum(softmax_product(wide(tangent), sigma, classes) * surprise).astype(
-        tangent.dtype
-    )
+    product = softmax_product(wide(tangent), softmax_rows(row, classes), classes)
+    return classes.sum(product * surprise).astype(tangent.dtype)
+
+
+_LOWEST = -1000.0  # log of what is 0 in every dtype
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kl(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
-    q, _ = _distribution(wide(x), classes)
-    p, _ = _distribution(wide(y), classes)
-    delta = _log_ratio(wide(x), wide(y), classes)
-    small = jnp.where(jnp.abs(delta) < 0.5, delta, 0)
-    terms = jnp.where(
-        jnp.abs(delta) < 0.5, p * _excess_of_exp(small), (q - p) - where_positive(delta, p) * p
-    )
-    return classes.sum(terms).astype(x.dtype)
+    q, p, delta, has_both, is_missing = _pair(wide(x), wide(y), classes)
+    near = (jnp.abs(delta) < 0.5) & has_both
+    close = jnp.where(near, delta, 0)
+    terms = jnp.where(near, p * _excess_of_exp(close), (q - p) - delta * p)
+    value = jnp.where(classes.max(is_missing.astype(p.dtype)) > 0, jnp.inf, classes.sum(terms))
+    return jnp.where(_comparable(x, y, classes), value, 0).astype(x.dtype)
 
 
 @_kl.defjvp
-def _(classes, primals, tangents):
-    x, y = primals
-    return _kl(x, y, classes), _kl_pushforward(tangents, x, y, classes)
+def _kl_jvp(classes, primals, tangents):
+    return _kl(*primals, classes), _kl_pushforward(tangents, *primals, classes)
 
 
 @recomputed(static_argnums=(3,))
-def _kl_pushforward(tangents, x, y, classes):
+def _kl_pushforward(
+    tangents: tuple[jax.Array, jax.Array], x: jax.Array, y: jax.Array, classes: ClassAxes
+) -> jax.Array:
     x_tangent, y_tangent = map(wide, tangents)
-    q, _ = _distribution(wide(x), classes)
-    p, _ = _distribution(wide(y), classes)
-    delta = _log_ratio(wide(x), wide(y), classes)
+    q, p, delta, has_both, _ = _pair(wide(x), wide(y), classes)
     # q − p has its exact derivatives as it stands; its value is p·(e^Δ − 1) where that is exact.
-    near = jnp.abs(delta) < 0.5
+    near = (jnp.abs(delta) < 0.5) & has_both
     exact = jnp.where(near, p * jnp.expm1(jnp.where(near, delta, 0)), q - p)
     difference = (q - p) + lax.stop_gradient(exact - (q - p))
     along_model = classes.sum(difference * where_positive(x_tangent, difference))
-    product = softmax_product(y_tangent, p, classes)
-    return (along_model - classes.sum(product * where_positive(delta, p))).astype(tangents[0].dtype)
+    along_target = classes.sum(softmax_product(y_tangent, p, classes) * delta)
+    pushed = along_model - along_target
+    return jnp.where(_comparable(x, y, classes), pushed, 0).astype(tangents[0].dtype)
 
 
-def _log_ratio(x, y, classes):
-    """Δ = log q − log p. Where x − y is nearly constant, from the difference of the logits."""
+def _comparable(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
+    return has_classes(x, classes) & has_classes(y, classes)
+
+
+def _pair(x: jax.Array, y: jax.Array, classes: ClassAxes):
+    """q, p, Δ = log q − log p where both have the class (else 0), where that is; what q misses."""
+    q, p = softmax_rows(x, classes), softmax_rows(y, classes)
+    log_q, log_p = log_softmax_rows(x, classes), log_softmax_rows(y, classes)
+    model_has = log_q != -jnp.inf
+    has_both = model_has & (p != 0)
+    delta = jnp.where(has_both, log_q, 0) - jnp.where(has_both, log_p, 0)
+    close, is_close = _from_difference(x, y, p, classes)
+    delta = jnp.where(is_close, jnp.where(has_both, close, 0), delta)
+    return q, p, delta, has_both, (p != 0) & ~model_has
+
+
+def _from_difference(
+    x: jax.Array, y: jax.Array, p: jax.Array, classes: ClassAxes
+) -> tuple[jax.Array, jax.Array]:
+    """Δ from the difference of the logits, and whether that is nearly constant."""
     both = (x != -jnp.inf) & (y != -jnp.inf)
-    p, _ = _distribution(y, classes)
-    d = jnp.where(both, x - y, 0)
+    d = jnp.where(both, x, 0) / 2 - jnp.where(both, y, 0) / 2  # the whole could overflow
     d = centre(d, jnp.where(both, p, 0), classes)
-    apart = classes.max(jnp.where(both, jnp.abs(d), jnp.where(x != y, jnp.inf, 0)))
-    close = jnp.where(apart < 0.5, d, 0)
-    from_difference = close - jnp.log1p(classes.sum(p * jnp.expm1(close)))
-    from_logs = log_softmax_rows(x, classes) - log_softmax_rows(y, classes)
-    return jnp.where(apart < 0.5, from_difference, from_logs)
+    apart = classes.max(jnp.where(both, jnp.abs(d), jnp.where(x != y, 1.0, 0.0).astype(d.dtype)))
+    close = jnp.where(apart < 0.25, 2 * jnp.where(apart < 0.25, d, 0), 0)
+    return close - jnp.log1p(classes.sum(p * jnp.expm1(close))), apart < 0.25
 
 
-def _excess_of_exp(delta):
+def _excess_of_exp(delta: jax.Array) -> jax.Array:
     """e^Δ − 1 − Δ for |Δ| < 1/2 without cancellation, by its Taylor series."""
     series = jnp.zeros_like(delta)
     for n in range(_TERMS[jnp.dtype(delta.dtype).name], 1, -1):
@@ -157,10 +179,3 @@ def _excess_of_exp(delta):
 
 
 _TERMS = {"float32": 9, "float64": 17}
-
-
-def _distribution(x, classes):
-    """σ and −log σ; both 0 for −∞ logits and for rows without any other."""
-    moves = has_classes(x, classes) & (x != -jnp.inf)
-    sigma = jnp.where(moves, softmax_rows(x, classes), 0)
-    return sigma, jnp.where(moves, -log_softmax_rows(x, classes), 0)

@@ -6,6 +6,7 @@
 1.6094
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,23 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, same_shape
-from jaxsoftjac.losses._arguments import checked_options, integer_labels
-from jaxsoftjac.losses._linear_gradients import Static, gradient_pushforward, loss, weighted_sum
-from jaxsoftjac.losses._vocabulary import Layout, Operands, logits_dtype, row_terms
+from jaxsoftjac._rows import nan_unless
+from jaxsoftjac.losses._arguments import (
+    LossOptions,
+    checked_number,
+    checked_options,
+    integer_labels,
+    is_ignored,
+)
+from jaxsoftjac.losses._linear_gradients import (
+    Static,
+    gradient_pushforward,
+    log_normalizer,
+    loss,
+    weighted,
+    weighted_sum,
+)
+from jaxsoftjac.losses._vocabulary import Head, Layout, Operands, Shared, logits_dtype, row_terms
 
 _BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
 _NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128
@@ -26,6 +41,7 @@ class _Problem(NamedTuple):
     operands: Operands
     labels: jax.Array  # [..., 1]
     weights: jax.Array  # [..., 1]
+    ignored: jax.Array | None  # [..., 1]
     static: Static
 
 
@@ -36,9 +52,9 @@ def linear_cross_entropy(
     *,
     bias: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    logit_softcap: float | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    logit_softcap: ArrayLike | None = None,
     ignore_index: int | None = None,
     reduction: str = "none",
     block_size: int | None = None,
@@ -61,13 +77,13 @@ def linear_cross_entropy(
         weights: factors of the losses, [...].
         label_smoothing: as for `cross_entropy`.
         z_loss: as for `cross_entropy`.
-        logit_softcap: c > 0 replaces z by c·tanh(z/c).
+        logit_softcap: c > 0 replaces z by c·tanh(z/c), but for excluded classes; may be traced.
         ignore_index: label whose examples have loss 0 and gradient 0, whatever their `hidden`.
         reduction: "none", "sum", or "mean": the sum over the sum of the weights of the examples
             that are not ignored, 0 if there are none.
         block_size: classes per block; by default V/16, or so many that a block has 2²⁰ logits,
             but at least 128: a block of 128 is no larger than `hidden` for D ≥ 128.
-        return_log_normalizer: also return logsumexp z, [...].
+        return_log_normalizer: also return logsumexp z, [...], of ignored examples too.
         axis_name: mapped axis (`shard_map`, `vmap`) over which `kernel` and `bias` are split along
             V in equal slices; labels are global. Of the batch's size are the values communicated;
             the gradient of a `hidden` that all slices share is added over them once.
@@ -80,17 +96,35 @@ def linear_cross_entropy(
         TypeError: `labels` are not integers, or another array is boolean or complex.
         ValueError: shapes do not fit, or an option is out of its range.
     """
+    operands = _checked_operands(hidden, kernel, bias, logit_softcap)
     problem = _problem(
-        (hidden, kernel, bias), labels, weights, (label_smoothing, z_loss, logit_softcap),
-        ignore_index, reduction, block_size, axis_name,
-    )  # fmt: skip
-    operands, labels, weights, static = problem
-    if reduction != "none" and not return_log_normalizer and axis_name is None:
-        return weighted_sum(operands, labels, weights, static)
-    terms = row_terms(operands, labels, static.layout)
-    losses = lax.squeeze(weights * loss(terms, static.options), (weights.ndim - 1,))
+        operands,
+        jnp.asarray(labels),
+        weights,
+        checked_options(label_smoothing, z_loss),
+        ignore_index,
+        reduction,
+        block_size,
+        axis_name,
+    )
+    options, rows = problem.static.options, problem.weights.ndim - 1
+    if (
+        reduction != "none"
+        and not return_log_normalizer
+        and axis_name is None
+        and options.is_static
+    ):
+        operands = _without_ignored(problem)
+        return weighted_sum(operands, problem.labels, problem.weights, problem.static)
+    layout = problem.static.layout
+    terms, constants = row_terms(_without_ignored(problem), problem.labels, layout)
+    losses = lax.squeeze(weighted(problem.weights, loss(terms, constants, options)), (rows,))
     result = losses if reduction == "none" else jnp.sum(losses)
-    return (result, terms.log_normalizer[..., 0]) if return_log_normalizer else result
+    if not return_log_normalizer:
+        return result
+    if problem.ignored is not None:
+        terms, constants = row_terms(operands, problem.labels, layout)
+    return result, lax.squeeze(log_normalizer(terms, constants), (rows,))
 
 
 def linear_cross_entropy_gauss_newton(
@@ -101,9 +135,9 @@ def linear_cross_entropy_gauss_newton(
     *,
     bias: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    logit_softcap: float | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    logit_softcap: ArrayLike | None = None,
     ignore_index: int | None = None,
     reduction: str = "none",
     block_size: int | None = None,
@@ -144,60 +178,89 @@ def linear_cross_entropy_gauss_newton(
         TypeError: as `linear_cross_entropy`.
         ValueError: as `linear_cross_entropy`, or `tangents` do not have the operands' shapes.
     """
-    operands, labels, weights, static = _problem(
-        (hidden, kernel, bias), labels, weights, (label_smoothing, z_loss, logit_softcap),
-        ignore_index, reduction, block_size, axis_name,
-    )  # fmt: skip
+    operands = _checked_operands(hidden, kernel, bias, logit_softcap)
+    problem = _problem(
+        operands,
+        jnp.asarray(labels),
+        weights,
+        checked_options(label_smoothing, z_loss),
+        ignore_index,
+        reduction,
+        block_size,
+        axis_name,
+    )
     moves = _checked_tangents(tangents, operands)
-    constant = jnp.zeros_like(weights)
-    _, product = gradient_pushforward(moves, constant, operands, labels, weights, static, hold=True)
-    return tuple(product[name] for name in operands)
+    moves = _without_ignored(problem._replace(operands=moves))
+    _, product = gradient_pushforward(
+        moves,
+        jnp.zeros_like(problem.weights),
+        _without_ignored(problem),
+        problem.labels,
+        problem.weights,
+        problem.static,
+        hold=True,
+    )
+    return tuple(a for a in (product.shared.hidden, *product.head) if a is not None)
+
+
+def _without_ignored(problem: _Problem) -> Operands:
+    """The operands, with hidden states of 0 for the examples that are ignored."""
+    (hidden, softcap), head = problem.operands
+    if problem.ignored is not None:
+        hidden = jnp.where(problem.ignored, 0, hidden)
+    return Operands(Shared(hidden, softcap), head)
 
 
 def _problem(
-    operands, labels, weights, options, ignore_index, reduction, block_size, axis_name
+    operands: Operands,
+    labels: jax.Array,
+    weights: ArrayLike | None,
+    options: LossOptions,
+    ignore_index: int | None,
+    reduction: str,
+    block_size: int | None,
+    axis_name: str | None,
 ) -> _Problem:
     """The checked arguments; weights are 0 for ignored examples, NaN for labels out of range."""
-    operands = _checked_operands(*operands)
-    hidden, V = operands["hidden"], operands["kernel"].shape[1]
-    lead, dtype = hidden.shape[:-1], logits_dtype(operands)
-    smoothing, z_loss, softcap = options
-    options = checked_options(smoothing, z_loss)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"`logit_softcap` must be > 0 or None, got {softcap}")
+    hidden, V = operands.shared.hidden, operands.head.kernel.shape[1]
+    lead = hidden.shape[:-1]
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {reduction!r}")
-    labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`labels` must be integers, got dtype {labels.dtype.name}")
+    ignored = is_ignored(labels, ignore_index)
     labels = integer_labels(labels, (*lead, V), len(lead))
-    weights = _checked_weights(weights, hidden[..., :1].astype(dtype))
-    if ignore_index is not None:
-        ignored = labels == ignore_index
+    weights = _checked_weights(weights, hidden[..., :1].astype(logits_dtype(operands)))
+    if ignored is not None:
+        ignored = jnp.broadcast_to(ignored, lead)[..., None]
         labels, weights = jnp.where(ignored, 0, labels), jnp.where(ignored, 0, weights)
-        operands["hidden"] = jnp.where(ignored, 0, hidden)
     if reduction == "mean":
         total = jnp.sum(weights)
         weights = weights * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
     slices = 1 if axis_name is None else lax.axis_size(axis_name)
-    inside = (labels >= 0) & (labels < slices * V)
-    layout = _layout(V, labels.size, block_size, softcap, smoothing, axis_name)
-    return _Problem(operands, labels, jnp.where(inside, weights, jnp.nan), Static(layout, options))
+    weights = weights * nan_unless((labels >= 0) & (labels < slices * V), weights.dtype)
+    has_mean = not (options.is_static and options.label_smoothing == 0)
+    layout = _layout(V, labels.size, block_size, has_mean, axis_name)
+    return _Problem(operands, labels, weights, ignored, Static(layout, options))
 
 
-def _layout(V, N, block_size, softcap, smoothing, axis_name):
+def _layout(
+    V: int, N: int, block_size: int | None, has_mean: bool, axis_name: str | None
+) -> Layout:
     if block_size is None:
         widest = min(_BLOCK_ELEMENTS // max(1, N), V // 16)
         blocks = -(-V // max(_NARROWEST, widest))
         block_size = max(1, V // blocks)
     elif not block_size >= 1:
         raise ValueError(f"`block_size` must be ≥ 1 or None, got {block_size}")
-    size = min(block_size, V)
+    size = min(int(block_size), V)
     count = (V - 1) // size
-    return Layout(V - count * size, size, count, softcap, smoothing > 0, axis_name)
+    return Layout(V - count * size, size, count, has_mean, axis_name)
 
 
-def _checked_operands(hidden, kernel, bias) -> Operands:
+def _checked_operands(
+    hidden: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, softcap: ArrayLike | None
+) -> Operands:
     hidden, kernel = as_real("hidden", hidden), as_real("kernel", kernel)
     if hidden.ndim < 1:
         raise ValueError(f"`hidden` must have shape [..., D], got {hidden.shape}")
@@ -206,17 +269,18 @@ def _checked_operands(hidden, kernel, bias) -> Operands:
             f"`kernel` must have shape ({hidden.shape[-1]}, V ≥ 1) for `hidden` of shape "
             f"{hidden.shape}, got {kernel.shape}"
         )
-    operands = {"hidden": hidden, "kernel": kernel}
     if bias is not None:
-        operands["bias"] = as_real("bias", bias)
-        if operands["bias"].shape != kernel.shape[1:]:
-            raise ValueError(
-                f"`bias` must have shape {kernel.shape[1:]}, got {operands['bias'].shape}"
-            )
-    return operands
+        bias = as_real("bias", bias)
+        if bias.shape != kernel.shape[1:]:
+            raise ValueError(f"`bias` must have shape {kernel.shape[1:]}, got {bias.shape}")
+    if softcap is not None:
+        softcap = checked_number("logit_softcap", softcap, "be > 0 or None", lambda c: c > 0)
+        is_none = isinstance(softcap, float) and softcap == float("inf")
+        softcap = None if is_none else jnp.asarray(softcap, hidden.dtype)
+    return Operands(Shared(hidden, softcap), Head(kernel, bias))
 
 
-def _checked_weights(weights, column):
+def _checked_weights(weights: ArrayLike | None, column: jax.Array) -> jax.Array:
     lead, ones = column.shape[:-1], jnp.ones_like(column)  # split over devices as `hidden` is
     if weights is None:
         return ones
@@ -226,13 +290,14 @@ def _checked_weights(weights, column):
     return jnp.broadcast_to(weights, lead)[..., None] * ones
 
 
-def _checked_tangents(tangents, operands: Operands) -> Operands:
-    names = tuple(operands)
-    if not isinstance(tangents, tuple | list) or len(tangents) != len(names):
-        raise ValueError(f"`tangents` must be a tuple of {len(names)} arrays, for {names}")
+def _checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:
+    hidden, (kernel, bias) = operands.shared.hidden, operands.head
+    at = {"hidden": hidden, "kernel": kernel} | ({} if bias is None else {"bias": bias})
+    if not isinstance(tangents, tuple | list) or len(tangents) != len(at):
+        raise ValueError(f"`tangents` must be a tuple of {len(at)} arrays, for {tuple(at)}")
     checked = {}
-    for name, tangent in zip(names, tangents, strict=True):
-        t = as_real(f"tangents ({name})", tangent).astype(operands[name].dtype)
-        same_shape(f"tangents ({name})", t, name, operands[name])
+    for (name, a), tangent in zip(at.items(), tangents, strict=True):
+        t = as_real(f"tangents ({name})", tangent).astype(a.dtype)
+        same_shape(f"tangents ({name})", t, name, a)
         checked[name] = t
-    return checked
+    return Operands(Shared(checked["hidden"]), Head(checked["kernel"], checked.get("bias")))

@@ -4,8 +4,9 @@ Every block of classes adds to the gradient by `hidden` and writes its part of t
 kernel into place, so that besides the results only one block of logits is held.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +14,23 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftjac._checks import wide
-from jaxsoftjac.losses._arguments import LossOptions
+from jaxsoftjac.losses._arguments import LossOptions, mixed
 from jaxsoftjac.losses._vocabulary import (
+    Constants,
+    Head,
     Layout,
     Operands,
     Terms,
+    at_tangents,
     block_of,
     checkpointed,
+    filled,
     logits_of,
     moving,
     reduce_blocks,
     row_terms,
     slopes_of,
-    split,
-    varying,
-    wide_hidden,
+    wide_shared,
 )
 
 
@@ -38,13 +41,20 @@ class Static(NamedTuple):
     options: LossOptions
 
 
-def loss(terms: Terms, options: LossOptions) -> jax.Array:
+def log_normalizer(terms: Terms, constants: Constants) -> jax.Array:
+    """The logsumexp of each example, [..., 1]; −∞ without classes."""
+    is_empty = terms.rest < 0
+    value = constants.top + jnp.log1p(jnp.where(is_empty, 0, terms.rest))
+    return jnp.where(is_empty, -jnp.inf, value)
+
+
+def loss(terms: Terms, constants: Constants, options: LossOptions) -> jax.Array:
     """The loss of each example, [..., 1]."""
-    s, z = options.label_smoothing, options.z_loss
-    value = (1 - s) * terms.surprise
-    if s:
-        value = value + s * (terms.log_normalizer - terms.mean)
-    return value + z * terms.log_normalizer**2 if z else value
+
+    def uniform():
+        return terms.descent + jnp.log1p(jnp.where(terms.rest < 0, 0, terms.rest))
+
+    return mixed(terms.surprise, uniform, partial(log_normalizer, terms, constants), options)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -52,17 +62,27 @@ def weighted_sum(
     operands: Operands, labels: jax.Array, weights: jax.Array, static: Static
 ) -> jax.Array:
     """Σ w·loss; its derivative is a product with the gradient, which is made with the value."""
-    return jnp.sum(weights * loss(row_terms(operands, labels, static.layout), static.options))
+    terms, constants = row_terms(operands, labels, static.layout)
+    return jnp.sum(weighted(weights, loss(terms, constants, static.options)))
+
+
+def weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    """Losses times weights; of weight 0, an infinite one is 0 too."""
+    return weights * jnp.where((weights == 0) & jnp.isinf(losses), 0, losses)
 
 
 @partial(weighted_sum.defjvp, symbolic_zeros=True)
-def _(static, primals, tangents):
+def _weighted_sum_jvp(static, primals, tangents):
     operands, labels, weights = primals
     losses, gradient = _value_and_gradient(operands, labels, weights, static)
-    total = jnp.sum(weights * losses)
-    pushed = jnp.zeros_like(total)
-    for name, t in moving(tangents[0]).items():
-        pushed = pushed + jnp.sum(wide(gradient[name]) * wide(t))
+    total = jnp.sum(weighted(weights, losses))
+    products = jax.tree.map(
+        lambda t, g: None if t is None else jnp.sum(wide(g) * wide(t)),
+        moving(tangents[0]),
+        gradient,
+        is_leaf=lambda t: t is None,
+    )
+    pushed = sum(jax.tree.leaves(products), jnp.zeros_like(total))
     if not isinstance(tangents[2], SymbolicZero):
         pushed = pushed + jnp.sum(losses * tangents[2])
     return total, pushed
@@ -73,18 +93,20 @@ def _value_and_gradient(
     operands: Operands, labels: jax.Array, weights: jax.Array, static: Static
 ) -> tuple[jax.Array, Operands]:
     """Losses, and the gradient of Σ w·loss by the operands."""
-    terms = row_terms(operands, labels, static.layout)
-    losses, by_terms = _loss_and_slopes(terms, weights, static.options)
+    terms, constants = row_terms(operands, labels, static.layout)
+    losses, by_terms = _loss_and_slopes(terms, constants, weights, static.options)
 
     def visit(start, size, _):
         block = block_of(operands, start, size)
-        return start, _block_gradient(block, start, labels, terms, by_terms, static.layout)
+        return start, _block_gradient(
+            block, block, start, labels, terms, by_terms, constants, static.layout
+        )
 
-    return losses, _gradient_of_blocks(visit, operands, {}, static.layout)
+    return losses, _gradient_of_blocks(visit, operands, Head(None), static.layout)
 
 
 @partial(_value_and_gradient.defjvp, symbolic_zeros=True)
-def _(static, primals, tangents):
+def _value_and_gradient_jvp(static, primals, tangents):
     operands, labels, weights = primals
     along = tangents[2]
     if isinstance(along, SymbolicZero):
@@ -107,58 +129,74 @@ def gradient_pushforward(
 
     To `hold` the Jacobian of the logits makes it the Gauss–Newton product.
     """
+    layout, options = static
 
     def slopes(moved, weights):
-        terms = row_terms({**operands, **moved}, labels, static.layout)
-        return terms, _loss_and_slopes(terms, weights, static.options)
+        terms, constants = row_terms(filled(moved, operands), labels, layout)
+        return terms, _loss_and_slopes(terms, constants, weights, options), constants
 
-    at = ({k: operands[k] for k in moves}, weights)
-    (terms, (_, by_terms)), (terms_tangent, (losses_tangent, by_terms_tangent)) = jax.jvp(
-        slopes, at, (moves, weights_tangent)
-    )
-    hidden, head = split(moves)
+    at = (at_tangents(operands, moves), weights)
+    primal, tangent = jax.jvp(slopes, at, (moves, weights_tangent))
+    terms, (_, by_terms), constants = primal
+    terms_tangent, (losses_tangent, by_terms_tangent), _ = tangent
 
     @checkpointed
-    def visit(start, size, head_block):
-        block, tangent = block_of(operands, start, size), {**hidden, **head_block}
+    def visit(start, size, head):
+        block, tangent = block_of(operands, start, size), Operands(moves.shared, head)
 
         def gradient(moved, terms, by_terms):
-            moved = {**block, **moved}
+            moved = filled(moved, block)
             held = block if hold else moved
-            return _block_gradient(moved, start, labels, terms, by_terms, static.layout, held)
+            return _block_gradient(moved, held, start, labels, terms, by_terms, constants, layout)
 
-        at = ({k: block[k] for k in tangent}, terms, by_terms)
+        at = (at_tangents(block, tangent), terms, by_terms)
         return start, jax.jvp(gradient, at, (tangent, terms_tangent, by_terms_tangent))[1]
 
-    return losses_tangent, _gradient_of_blocks(visit, operands, head, static.layout)
+    return losses_tangent, _gradient_of_blocks(visit, operands, moves.head, layout)
 
 
-def _loss_and_slopes(terms, weights, options):
+def _loss_and_slopes(
+    terms: Terms, constants: Constants, weights: jax.Array, options: LossOptions
+) -> tuple[jax.Array, Terms]:
     """The losses, and the derivatives of Σ w·loss by the terms."""
-    losses, pullback = jax.vjp(partial(loss, options=options), terms)
+    losses, pullback = jax.vjp(lambda terms: loss(terms, constants, options), terms)
     return losses, pullback(weights)[0]
 
 
-def _block_gradient(block, start, labels, terms, by_terms, layout, held=None):
+def _block_gradient(
+    block: Operands,
+    held: Operands,
+    start: Any,
+    labels: jax.Array,
+    terms: Terms,
+    by_terms: Terms,
+    constants: Constants,
+    layout: Layout,
+) -> Operands:
     """JᵀG of a block: G the gradient by its logits, J their Jacobian by the operands `held`."""
-    slopes = slopes_of(logits_of(block, layout.softcap), start, labels, terms, layout)
+    slopes = slopes_of(logits_of(block), start, labels, terms, constants, layout)
     by_logits = sum(jax.tree.leaves(jax.tree.map(jnp.multiply, by_terms, slopes)))
-    held = wide_hidden(block if held is None else held)
-    _, pullback = jax.vjp(partial(logits_of, softcap=layout.softcap), held)
+    held = Operands(jax.tree.map(wide, held.shared), held.head)
+    _, pullback = jax.vjp(logits_of, held)
     return pullback(by_logits)[0]
 
 
-def _gradient_of_blocks(visit, operands, moves, layout):
-    """Adds up the blocks' gradients by `hidden`, and writes those by the head into their place."""
+def _gradient_of_blocks(
+    visit: Callable[..., Any], operands: Operands, moves: Head, layout: Layout
+) -> Operands:
+    """Adds up the blocks' gradients by what is shared, and writes those by the head into place."""
 
     def written(gradient, part):
         start, block = part
-        into = partial(lax.dynamic_update_slice_in_dim, start_index=start)
-        head = {k: into(g, block[k], axis=g.ndim - 1) for k, g in gradient.items() if k != "hidden"}
-        return {"hidden": gradient["hidden"] + block["hidden"], **head}
 
-    zeros = jax.tree.map(jnp.zeros_like, wide_hidden(varying(operands, layout)))
-    gradient = reduce_blocks(visit, written, moves, layout, zeros)
+        def write(into, of_block):
+            return lax.dynamic_update_slice_in_dim(into, of_block, start, into.ndim - 1)
+
+        shared = jax.tree.map(jnp.add, gradient.shared, block.shared)
+        return Operands(shared, jax.tree.map(write, gradient.head, block.head))
+
+    widened = Operands(wide_shared(operands.shared, layout), operands.head)
+    gradient = reduce_blocks(visit, written, moves, layout, jax.tree.map(jnp.zeros_like, widened))
     if layout.axis_name is not None:
-        gradient["hidden"] = lax.psum(gradient["hidden"], layout.axis_name)
+        gradient = gradient._replace(shared=lax.psum(gradient.shared, layout.axis_name))
     return jax.tree.map(lambda g, a: g.astype(a.dtype), gradient, operands)

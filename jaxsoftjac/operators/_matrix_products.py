@@ -130,6 +130,15 @@ def _variance_on_simplex(v, sigma, classes):
 # its weights and m = ⟨σ, v⟩.
 
 
+def _explicit_product(v, sigma, classes):
+    """PᵀJPv, P = I − 1eᵀ with the pivot's weights e: differentiable by a σ that is free."""
+    e = pivot_weights(sigma, classes)
+    v = where_positive(v, sigma)
+    d = v - classes.sum(e * v)
+    w = sigma * (d - classes.sum(sigma * d))
+    return where_positive(w - e * classes.sum(w), sigma)
+
+
 def _product_off_simplex(v, sigma, excess):
     e, pivot, mean = _pivot_and_mean(v, sigma)
     return pivot * sigma + e * (mean - pivot * (1 + excess))
@@ -168,7 +177,7 @@ def _of_matrix(function, off_simplex):
     return value
 
 
-_product = _of_matrix(softmax_product, _product_off_simplex)
+_product = _of_matrix(_explicit_product, _product_off_simplex)
 _centred = _of_matrix(centre, _centred_off_simplex)
 _variance = _of_matrix(_variance_on_simplex, _variance_off_simplex)
 

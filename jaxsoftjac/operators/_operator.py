@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, same_shape, wide, working_dtype
-from jaxsoftjac._rows import LAST, class_logits, has_classes
+from jaxsoftjac._rows import LAST, class_logits
 from jaxsoftjac.functions import log_softmax_rows, softmax_rows
 from jaxsoftjac.operators import _secular
 from jaxsoftjac.operators._matrix_products import (
@@ -91,9 +91,7 @@ class SoftmaxJacobian:
         """
         x, _ = class_logits("x", x, axis, where)
         row = wide(jnp.moveaxis(x, axis, -1))
-        alive = has_classes(row, LAST)
-        sigma = jnp.where(alive, softmax_rows(row, LAST), 0)
-        return cls._make(sigma, jnp.where(alive, log_softmax_rows(row, LAST), -jnp.inf), x.dtype)
+        return cls._make(softmax_rows(row, LAST), log_softmax_rows(row, LAST), x.dtype)
 
     def mv(self, v: ArrayLike) -> jax.Array:
         """Jv = σ⊙(v − ⟨σ, v⟩) for `v` of the shape of σ, centred as in `softmax_vjp`. O(K)."""

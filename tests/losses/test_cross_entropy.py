@@ -266,7 +266,7 @@ def test_one_residual_of_the_logits_size():
             (np.ones(3), 0),
             {"label_smoothing": "a"},
             TypeError,
-            "`label_smoothing` must be a Python number",
+            "`label_smoothing` must be a real number, got str",
         ),
         (
             (np.ones(3), 0),
