@@ -11,6 +11,7 @@ jvp, vjp and all nestings work; that of softmax is marked with `jax.custom_vjp` 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
 from jaxsoftjac._rows import ClassAxes, depth, exp_depth, nan_unless, statistics, top_of
 from jaxsoftjac._rules import recomputed
+from jaxsoftjac._weighted_sums import weighted_logsumexp
 from jaxsoftjac.products import centre, softmax_product, where_positive
 
 
@@ -58,48 +60,97 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     return _masked(log_softmax_rows, x, axis, where, fill=-jnp.inf)
 
 
+@overload
 def logsumexp(
-    x: ArrayLike,
+    x: ArrayLike | None = None,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: Literal[False] = False,
+    where: ArrayLike | None = None,
+    *,
+    a: ArrayLike | None = None,
+) -> jax.Array: ...
+@overload
+def logsumexp(
+    x: ArrayLike | None = None,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    return_sign: Literal[True],
+    where: ArrayLike | None = None,
+    a: ArrayLike | None = None,
+) -> tuple[jax.Array, jax.Array]: ...
+def logsumexp(
+    x: ArrayLike | None = None,
     axis: Axis = None,
     b: ArrayLike | None = None,
     keepdims: bool = False,
     return_sign: bool = False,
     where: ArrayLike | None = None,
+    *,
+    a: ArrayLike | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Log of a sum of exponentials: log Σⱼ bⱼ exp(xⱼ), as jax.nn.logsumexp.
 
-    Without `b` its gradient is σ and its Hessian J, structured to every order; with `b` the value
-    and its derivatives are those of jax.nn.logsumexp.
+    Without `b` its gradient is σ and its Hessian J, structured to every order. With `b`, which may
+    be 0 or negative, the gradient is b·r by x and r by b, r = exp(x)/Σ b exp(x).
 
     Args:
         x: array of any shape; integers are cast to float first.
         axis: axis or axes to sum over; None for all.
-        b: real factors of the exponentials, broadcast against `x`.
+        b: real factors of the exponentials; `x` and `b` are broadcast against each other.
         keepdims: keep the summed axes with length 1.
         return_sign: also return the sign of the sum, and the log of its absolute value.
         where: boolean, broadcast to `x`: the terms to include.
+        a: what jax.nn.logsumexp calls `x`.
 
     Returns:
-        The log of the sum, −∞ for an empty one; with `return_sign`, a pair with the sign.
+        The log of the sum, −∞ for an empty one, NaN for a negative one; with `return_sign`, a pair
+        with the sign. A row with +∞ is +∞, with all of the gradient there.
 
     Raises:
-        TypeError: `x` or `b` is boolean or complex, or `where` is not boolean.
-        ValueError: `axis` is out of range or named twice, or `where` does not broadcast to `x`.
+        TypeError: `x` or `b` is boolean or complex, `where` is not boolean, or not one of `x` and
+            `a` is given.
+        ValueError: `axis` is out of range or named twice, or shapes do not broadcast.
+
+    >>> print(f"{logsumexp(jnp.array([0.0, 0.0])):.4f}")
+    0.6931
     """
-    x = as_real("x", x)
-    axes = canonical_axes(axis, x.ndim)
-    where = broadcast_where(where, x.shape)
+    given = [array for array in (x, a) if array is not None]
+    if len(given) != 1:
+        raise TypeError("`logsumexp` takes one array, as `x` or as `a`")
+    x = as_real("x", given[0])
     if b is not None:
-        b = as_real("b", b)
-        return jax.nn.logsumexp(x, axes, b, keepdims, return_sign, where)
+        x, b = _broadcast_together(x, as_real("b", b))
+    classes = ClassAxes(canonical_axes(axis, x.ndim))
+    where = broadcast_where(where, x.shape)
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
-    value = logsumexp_rows(x, ClassAxes(axes))
-    value = value if keepdims else lax.squeeze(value, axes)
-    if not return_sign:
-        return value
-    positive = jnp.where(value == -jnp.inf, 0.0, 1.0).astype(value.dtype)
-    return value, jnp.where(jnp.isnan(value), lax.stop_gradient(value), positive)
+    if b is None:
+        value = logsumexp_rows(x, classes)
+        sign = jnp.where(value == -jnp.inf, 0, 1).astype(x.dtype) + 0 * lax.stop_gradient(
+            jnp.where(jnp.isnan(value), value, 0)
+        )
+    else:
+        b = b if where is None else jnp.where(where, b, 0)
+        value, sign = weighted_logsumexp(wide(x), wide(b), classes)
+        value, sign = value.astype(x.dtype), sign.astype(x.dtype)
+    if not keepdims:
+        value, sign = lax.squeeze(value, classes.axes), lax.squeeze(sign, classes.axes)
+    if return_sign:
+        return value, sign
+    return value if b is None else value * nan_unless(~(sign < 0), value.dtype)
+
+
+def _broadcast_together(x: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    dtype = jnp.promote_types(x.dtype, b.dtype)
+    try:
+        shape = jnp.broadcast_shapes(x.shape, b.shape)
+    except ValueError:
+        raise ValueError(f"`b` must broadcast against `x` {x.shape}, got {b.shape}") from None
+    return jnp.broadcast_to(x.astype(dtype), shape), jnp.broadcast_to(b.astype(dtype), shape)
 
 
 def _masked(

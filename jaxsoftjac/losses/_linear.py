@@ -96,7 +96,7 @@ def linear_cross_entropy(
         TypeError: `labels` are not integers, or another array is boolean or complex.
         ValueError: shapes do not fit, or an option is out of its range.
     """
-    operands = _checked_operands(hidden, kernel, bias, logit_softcap)
+    operands = _checked_operands(hidden, kernel, bias, logit_softcap, axis_name)
     problem = _problem(
         operands,
         jnp.asarray(labels),
@@ -178,7 +178,7 @@ def linear_cross_entropy_gauss_newton(
         TypeError: as `linear_cross_entropy`.
         ValueError: as `linear_cross_entropy`, or `tangents` do not have the operands' shapes.
     """
-    operands = _checked_operands(hidden, kernel, bias, logit_softcap)
+    operands = _checked_operands(hidden, kernel, bias, logit_softcap, axis_name)
     problem = _problem(
         operands,
         jnp.asarray(labels),
@@ -205,10 +205,10 @@ def linear_cross_entropy_gauss_newton(
 
 def _without_ignored(problem: _Problem) -> Operands:
     """The operands, with hidden states of 0 for the examples that are ignored."""
-    (hidden, softcap), head = problem.operands
+    shared, head = problem.operands
     if problem.ignored is not None:
-        hidden = jnp.where(problem.ignored, 0, hidden)
-    return Operands(Shared(hidden, softcap), head)
+        shared = shared._replace(hidden=jnp.where(problem.ignored, 0, shared.hidden))
+    return Operands(shared, head)
 
 
 def _problem(
@@ -259,7 +259,11 @@ def _layout(
 
 
 def _checked_operands(
-    hidden: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, softcap: ArrayLike | None
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    softcap: ArrayLike | None,
+    axis_name: str | None,
 ) -> Operands:
     hidden, kernel = as_real("hidden", hidden), as_real("kernel", kernel)
     if hidden.ndim < 1:
@@ -277,7 +281,20 @@ def _checked_operands(
         softcap = checked_number("logit_softcap", softcap, "be > 0 or None", lambda c: c > 0)
         is_none = isinstance(softcap, float) and softcap == float("inf")
         softcap = None if is_none else jnp.asarray(softcap, hidden.dtype)
-    return Operands(Shared(hidden, softcap), Head(kernel, bias))
+    operands = Operands(Shared(hidden, softcap), Head(kernel, bias))
+    if bias is None or softcap is not None:
+        return operands
+    origin = _origin(bias.astype(logits_dtype(operands)), axis_name)
+    return operands._replace(shared=Shared(hidden, None, origin))
+
+
+def _origin(bias: jax.Array, axis_name: str | None) -> jax.Array:
+    """The largest finite bias: measured from it, biases of any size leave the logits exact."""
+    bias = lax.stop_gradient(bias)
+    lowest = float(jnp.finfo(bias.dtype).min)
+    top = jnp.max(jnp.where(jnp.isfinite(bias), bias, lowest))
+    top = top if axis_name is None else lax.pmax(top, axis_name)
+    return jnp.where(top == lowest, 0, top)
 
 
 def _checked_weights(weights: ArrayLike | None, column: jax.Array) -> jax.Array:

@@ -45,6 +45,8 @@ def log_normalizer(terms: Terms, constants: Constants) -> jax.Array:
     """The logsumexp of each example, [..., 1]; −∞ without classes."""
     is_empty = terms.rest < 0
     value = constants.top + jnp.log1p(jnp.where(is_empty, 0, terms.rest))
+    if constants.origin is not None:
+        value = value + constants.origin
     return jnp.where(is_empty, -jnp.inf, value)
 
 

@@ -24,6 +24,7 @@ class Shared(NamedTuple):
 
     hidden: Any  # [..., D]
     softcap: Any = None  # a number, or None for no cap
+    origin: Any = None  # a number from which the bias is measured, a constant; None for 0
 
 
 class Head(NamedTuple):
@@ -64,6 +65,7 @@ class Constants(NamedTuple):
 
     top: jax.Array  # the largest logit
     count: Any  # of the logits that are not −∞; None unless wanted
+    origin: Any  # what was taken from all logits, a number; None for 0
 
 
 class _Summary(NamedTuple):
@@ -86,7 +88,7 @@ def logits_dtype(operands: Operands) -> jnp.dtype:
 
 def logits_of(operands: Operands) -> jax.Array:
     """Logits in the working dtype, c·tanh(y/c) if capped; −∞ where the bias is."""
-    (hidden, softcap), (kernel, bias) = operands
+    (hidden, softcap, origin), (kernel, bias) = operands
     dtype = logits_dtype(operands)
     if hidden.dtype != kernel.dtype:
         hidden, kernel = hidden.astype(dtype), kernel.astype(dtype)
@@ -95,7 +97,7 @@ def logits_of(operands: Operands) -> jax.Array:
         return _capped(y, softcap)
     bias = jnp.expand_dims(bias.astype(dtype), tuple(range(y.ndim - 1)))
     if softcap is None:
-        return y + bias
+        return y + (bias if origin is None else bias - origin)
     is_excluded = bias == -jnp.inf
     return jnp.where(is_excluded, -jnp.inf, _capped(y + jnp.where(is_excluded, 0, bias), softcap))
 
@@ -116,7 +118,7 @@ def row_terms(operands: Operands, labels: jax.Array, layout: Layout) -> tuple[Te
         return _summary(z, at_label(z, start, labels, layout), layout)
 
     summary = reduce_blocks(visit, _merged, Head(None), layout)
-    return _terms(_across(summary, layout), layout)
+    return _terms(_across(summary, layout), operands.shared.origin, layout)
 
 
 @partial(row_terms.defjvp, symbolic_zeros=True)
@@ -290,12 +292,12 @@ def _across(summary: _Summary, layout: Layout) -> _Summary:
     return _Summary(top, *lax.psum((rest, *summary[2:]), name))
 
 
-def _terms(summary: _Summary, layout: Layout) -> tuple[Terms, Constants]:
+def _terms(summary: _Summary, origin: jax.Array | None, layout: Layout) -> tuple[Terms, Constants]:
     top, rest, at_label, total, count = summary
     log_rest = jnp.log1p(jnp.where(rest < 0, 0, rest))
     tail = jnp.where(rest < 2 / 3, log_rest, 0)
     if not layout.mean:
-        return Terms((top - at_label) + log_rest, tail, rest, None), Constants(top, None)
+        return Terms((top - at_label) + log_rest, tail, rest, None), Constants(top, None, origin)
     descent = jnp.where(count == 0, 0, top - total / jnp.maximum(count, 1))
     count = jnp.maximum(count, 1)
-    return Terms((top - at_label) + log_rest, tail, rest, descent), Constants(top, count)
+    return Terms((top - at_label) + log_rest, tail, rest, descent), Constants(top, count, origin)

@@ -1,0 +1,72 @@
+"""Logs of weighted sums of exponentials, log |Σ b exp(x)|: weights of any sign, 0 included."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsoftjac._rows import ClassAxes, depth
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def weighted_logsumexp(
+    x: jax.Array, b: jax.Array, classes: ClassAxes
+) -> tuple[jax.Array, jax.Array]:
+    """Log |Σ b exp(x)|, −∞ for an empty sum, and the sign of the sum; `x` and `b` of one shape.
+
+    Where a single term 1 has most of a sum near 1, the others are added up without it.
+    """
+    top, highest = _top(x, b, classes)
+    terms = _times(b, jnp.exp(depth(x, top)))
+    total = classes.sum(terms)
+    is_one = (terms == 1) & (b == 1)
+    others = classes.sum(jnp.where(is_one, 0, terms)) + (classes.sum(is_one.astype(x.dtype)) - 1)
+    exact = lax.stop_gradient(others) + (total - lax.stop_gradient(total))
+    near_one = jnp.abs(total - 1) < 0.5
+    size = jnp.where(near_one | (total == 0), 1, jnp.abs(total))
+    log_total = jnp.where(near_one, jnp.log1p(jnp.where(near_one, exact, 0)), jnp.log(size))
+    value = jnp.where(jnp.isinf(highest), highest, top + log_total)
+    return jnp.where(total == 0, -jnp.inf, value), lax.stop_gradient(jnp.sign(total))
+
+
+@weighted_logsumexp.defjvp
+def _weighted_logsumexp_jvp(classes, primals, tangents):
+    (x, b), (x_tangent, b_tangent) = primals, tangents
+    ratio = _ratio(x, b, classes)
+    share = _times(b, ratio)
+    value, sign = weighted_logsumexp(x, b, classes)
+    pushed = classes.sum(_times(share, x_tangent) + _times(ratio, b_tangent))
+    return (value, sign), (pushed, jnp.zeros_like(sign))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _ratio(x: jax.Array, b: jax.Array, classes: ClassAxes) -> jax.Array:
+    """R = exp(x)/Σ b exp(x): the derivative by b, and b·r that by x; 0 where x is −∞."""
+    top, _ = _top(x, b, classes)
+    e = jnp.exp(depth(x, top))
+    total = classes.sum(_times(b, e))
+    highest = float(jnp.finfo(x.dtype).max)
+    return jnp.clip(e / jnp.where((total == 0) & (e == 0), 1, total), -highest, highest)
+
+
+@_ratio.defjvp
+def _ratio_jvp(classes, primals, tangents):
+    (x, b), (x_tangent, b_tangent) = primals, tangents
+    ratio = _ratio(x, b, classes)
+    share = _times(b, ratio)
+    centred = x_tangent - classes.sum(_times(share, x_tangent))
+    centred = centred - classes.sum(_times(share, centred))
+    return ratio, _times(ratio, centred - classes.sum(_times(ratio, b_tangent)))
+
+
+def _top(x: jax.Array, b: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax.Array]:
+    """The largest x of a weight that is not 0, made finite, and as it is."""
+    highest = classes.max(jnp.where(b == 0, -jnp.inf, x))
+    bound = float(jnp.finfo(x.dtype).max)
+    return jnp.clip(highest, -bound, bound), highest
+
+
+def _times(a: jax.Array, v: jax.Array) -> jax.Array:
+    """`a`·`v`, and 0 where `a` is 0, though `v` be infinite or NaN."""
+    return a * jnp.where((a == 0) & ~jnp.isfinite(v), 0, v)
