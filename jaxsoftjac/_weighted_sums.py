@@ -18,7 +18,7 @@ def weighted_logsumexp(
     Where a single term 1 has most of a sum near 1, the others are added up without it.
     """
     top, highest = _top(x, b, classes)
-    terms = _times(b, jnp.exp(depth(x, top)))
+    terms = b * _exp(x, top)
     total = classes.sum(terms)
     is_one = (terms == 1) & (b == 1)
     others = classes.sum(jnp.where(is_one, 0, terms)) + (classes.sum(is_one.astype(x.dtype)) - 1)
@@ -34,9 +34,8 @@ def weighted_logsumexp(
 def _weighted_logsumexp_jvp(classes, primals, tangents):
     (x, b), (x_tangent, b_tangent) = primals, tangents
     ratio = _ratio(x, b, classes)
-    share = _times(b, ratio)
     value, sign = weighted_logsumexp(x, b, classes)
-    pushed = classes.sum(_times(share, x_tangent) + _times(ratio, b_tangent))
+    pushed = classes.sum(ratio * (b * _moving(x_tangent, x) + _moving(b_tangent, x)))
     return (value, sign), (pushed, jnp.zeros_like(sign))
 
 
@@ -44,20 +43,24 @@ def _weighted_logsumexp_jvp(classes, primals, tangents):
 def _ratio(x: jax.Array, b: jax.Array, classes: ClassAxes) -> jax.Array:
     """R = exp(x)/Σ b exp(x): the derivative by b, and b·r that by x; 0 where x is −∞."""
     top, _ = _top(x, b, classes)
-    e = jnp.exp(depth(x, top))
-    total = classes.sum(_times(b, e))
-    highest = float(jnp.finfo(x.dtype).max)
-    return jnp.clip(e / jnp.where((total == 0) & (e == 0), 1, total), -highest, highest)
+    e = _exp(x, top)
+    total = classes.sum(b * e)
+    return e / jnp.where((total == 0) & (e == 0), 1, total)
 
 
 @_ratio.defjvp
 def _ratio_jvp(classes, primals, tangents):
     (x, b), (x_tangent, b_tangent) = primals, tangents
     ratio = _ratio(x, b, classes)
-    share = _times(b, ratio)
-    centred = x_tangent - classes.sum(_times(share, x_tangent))
-    centred = centred - classes.sum(_times(share, centred))
-    return ratio, _times(ratio, centred - classes.sum(_times(ratio, b_tangent)))
+    along_x, along_b = _moving(x_tangent, x), _moving(b_tangent, x)
+    centred = along_x - classes.sum(b * ratio * along_x)
+    centred = centred - classes.sum(b * ratio * centred)
+    return ratio, ratio * (centred - classes.sum(ratio * along_b))
+
+
+def _exp(x: jax.Array, top: jax.Array) -> jax.Array:
+    """Exp(x − top), finite also above the top, where the weight is 0."""
+    return jnp.minimum(jnp.exp(depth(x, top)), float(jnp.finfo(x.dtype).max))
 
 
 def _top(x: jax.Array, b: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax.Array]:
@@ -67,6 +70,6 @@ def _top(x: jax.Array, b: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax
     return jnp.clip(highest, -bound, bound), highest
 
 
-def _times(a: jax.Array, v: jax.Array) -> jax.Array:
-    """`a`·`v`, and 0 where `a` is 0, though `v` be infinite or NaN."""
-    return a * jnp.where((a == 0) & ~jnp.isfinite(v), 0, v)
+def _moving(tangent: jax.Array, x: jax.Array) -> jax.Array:
+    """The tangent, 0 at terms that are left out."""
+    return jnp.where(x == -jnp.inf, 0, tangent)
