@@ -1,6 +1,8 @@
 """Argument checks that tracing can see: dtype, axis and shape; never values."""
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,15 @@ def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
 def wide(x: jax.Array) -> jax.Array:
     """`x` in its working dtype."""
     return x.astype(working_dtype(x.dtype))
+
+
+def as_index(name: str, value: Any) -> int:
+    """`value` as a Python int, which can be static."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"`{name}` must be an int, got {kind}") from None
 
 
 def canonical_axes(axis: Axis, ndim: int) -> tuple[int, ...]:

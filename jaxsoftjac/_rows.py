@@ -133,8 +133,6 @@ def class_logits(
 ) -> tuple[jax.Array, ClassAxes]:
     """The logits, −∞ where excluded, and where their classes are."""
     x = as_real(name, logits)
-    if not hasattr(axis, "__index__"):
-        raise TypeError(f"`axis` must be an int, got {type(axis).__name__}")
     axes = canonical_axes(axis, x.ndim)
     where = broadcast_where(where, x.shape)
     return x if where is None else jnp.where(where, x, -jnp.inf), ClassAxes(axes, axis_name)

@@ -30,6 +30,14 @@ def recomputed(
     return jax.checkpoint(function, prevent_cse=False, static_argnums=static_argnums)
 
 
+def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles a function once for each value of its `static` keyword arguments.
+
+    A call outside of jit then costs one dispatch; inside, nothing is left of it.
+    """
+    return partial(jax.jit, static_argnames=static, inline=True)
+
+
 def varying(tree: Any, axis_name: str | None) -> Any:
     """Arrays that each slice of a mapped axis has for itself, as far as JAX knows.
 

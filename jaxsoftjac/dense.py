@@ -16,10 +16,18 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
+from jaxsoftjac._checks import (
+    Axis,
+    as_index,
+    as_real,
+    broadcast_where,
+    canonical_axes,
+    wide,
+    working_dtype,
+)
 from jaxsoftjac._rows import LAST, has_classes, nan_unless
 from jaxsoftjac.functions import logsumexp_rows, softmax_rows
-from jaxsoftjac.losses._arguments import checked_arguments, target_mass
+from jaxsoftjac.losses._arguments import checked_arguments, checked_options, target_mass
 from jaxsoftjac.products import softmax_vjp
 
 
@@ -118,8 +126,14 @@ def cross_entropy_hessian(
         TypeError: as `cross_entropy`.
         ValueError: as `cross_entropy`.
     """
-    x, labels, ignored, classes, options = checked_arguments(
-        logits, labels, axis, where, label_smoothing, z_loss, ignore_index, axis_name
+    options = checked_options(label_smoothing, z_loss)
+    x, labels, ignored, classes = checked_arguments(
+        as_real("logits", logits),
+        jnp.asarray(labels),
+        as_index("axis", axis),
+        where,
+        None if ignore_index is None else as_index("ignore_index", ignore_index),
+        axis_name,
     )
     whole = x
     if axis_name is not None:

@@ -9,6 +9,7 @@ jvp, vjp and all nestings work; that of softmax is marked with `jax.custom_vjp` 
  [-0.25  0.25]]
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, overload
@@ -20,7 +21,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
 from jaxsoftjac._rows import ClassAxes, depth, exp_depth, nan_unless, statistics, top_of
-from jaxsoftjac._rules import recomputed
+from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac._weighted_sums import weighted_logsumexp
 from jaxsoftjac.products import centre, softmax_product, where_positive
 
@@ -46,7 +47,8 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
         TypeError: `x` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range or named twice, or `where` does not broadcast to `x`.
     """
-    return _masked(softmax_rows, x, axis, where, fill=0)
+    x, where, classes = _checked(x, axis, where)
+    return _masked(x, where, function=softmax_rows, classes=classes, fill=0.0)
 
 
 def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -57,7 +59,8 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
 
     Cost, arguments and errors as for `softmax`.
     """
-    return _masked(log_softmax_rows, x, axis, where, fill=-jnp.inf)
+    x, where, classes = _checked(x, axis, where)
+    return _masked(x, where, function=log_softmax_rows, classes=classes, fill=-math.inf)
 
 
 @overload
@@ -124,14 +127,29 @@ def logsumexp(
     x = as_real("x", given[0])
     if b is not None:
         x, b = _broadcast_together(x, as_real("b", b))
-    classes = ClassAxes(canonical_axes(axis, x.ndim))
+    x, where, classes = _checked(x, axis, where)
+    value, sign = _logsumexp(x, b, where, classes=classes, keepdims=bool(keepdims))
+    if return_sign:
+        return value, sign
+    return value if b is None else value * nan_unless(~(sign < 0), value.dtype)
+
+
+@compiled("classes", "keepdims")
+def _logsumexp(
+    x: jax.Array,
+    b: jax.Array | None,
+    where: jax.Array | None,
+    *,
+    classes: ClassAxes,
+    keepdims: bool,
+) -> tuple[jax.Array, jax.Array]:
     where = broadcast_where(where, x.shape)
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
     if b is None:
         value = logsumexp_rows(x, classes)
-        sign = jnp.where(value == -jnp.inf, 0, 1).astype(x.dtype) + 0 * lax.stop_gradient(
-            jnp.where(jnp.isnan(value), value, 0)
+        sign = lax.stop_gradient(
+            jnp.where(jnp.isnan(value), value, (value != -jnp.inf).astype(x.dtype))
         )
     else:
         b = b if where is None else jnp.where(where, b, 0)
@@ -139,9 +157,7 @@ def logsumexp(
         value, sign = value.astype(x.dtype), sign.astype(x.dtype)
     if not keepdims:
         value, sign = lax.squeeze(value, classes.axes), lax.squeeze(sign, classes.axes)
-    if return_sign:
-        return value, sign
-    return value if b is None else value * nan_unless(~(sign < 0), value.dtype)
+    return value, sign
 
 
 def _broadcast_together(x: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -153,16 +169,24 @@ def _broadcast_together(x: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.broadcast_to(x.astype(dtype), shape), jnp.broadcast_to(b.astype(dtype), shape)
 
 
+def _checked(
+    x: ArrayLike, axis: Axis, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array | None, ClassAxes]:
+    x = as_real("x", x)
+    where = None if where is None else jnp.asarray(where)
+    return x, where, ClassAxes(canonical_axes(axis, x.ndim))
+
+
+@compiled("function", "classes", "fill")
 def _masked(
+    x: jax.Array,
+    where: jax.Array | None,
+    *,
     function: Callable[[jax.Array, ClassAxes], jax.Array],
-    x: ArrayLike,
-    axis: Axis,
-    where: ArrayLike | None,
+    classes: ClassAxes,
     fill: float,
 ) -> jax.Array:
     """`function` of the kept classes: excluded logits are −∞ before it and `fill` after it."""
-    x = as_real("x", x)
-    classes = ClassAxes(canonical_axes(axis, x.ndim))
     where = broadcast_where(where, x.shape)
     if where is None:
         spoilt = nan_unless(jnp.isfinite(classes.max(x)), x.dtype)  # as in jax.nn

@@ -8,6 +8,8 @@ the vector and its own transpose, so that JAX can differentiate and transpose it
 [ 0.25  -0.125 -0.125]
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,7 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, canonical_axes, same_shape, working_dtype
 from jaxsoftjac._rows import ClassAxes
-from jaxsoftjac._rules import quotient
+from jaxsoftjac._rules import compiled, quotient
 
 
 def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -41,7 +43,7 @@ def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
         ValueError: the shapes differ, or `axis` is out of range.
     """
     v, sigma, classes, dtype = _prepare("grad_output", grad_output, sigma, axis)
-    return softmax_product(v, sigma, classes).astype(dtype)
+    return _compiled(v, sigma, function=softmax_product, classes=classes).astype(dtype)
 
 
 def softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -50,7 +52,7 @@ def softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Ar
     The same program as `softmax_vjp`, because J = Jᵀ; see there for cost, arguments and errors.
     """
     v, sigma, classes, dtype = _prepare("tangent", tangent, sigma, axis)
-    return softmax_product(v, sigma, classes).astype(dtype)
+    return _compiled(v, sigma, function=softmax_product, classes=classes).astype(dtype)
 
 
 def log_softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -74,7 +76,7 @@ def log_softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -
         ValueError: the shapes differ, or `axis` is out of range.
     """
     g, sigma, classes, dtype = _prepare("grad_output", grad_output, sigma, axis)
-    return log_softmax_pullback(g, sigma, classes).astype(dtype)
+    return _compiled(g, sigma, function=log_softmax_pullback, classes=classes).astype(dtype)
 
 
 def log_softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
@@ -83,7 +85,7 @@ def log_softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
     Cost: O(K). Arguments and errors as for `log_softmax_vjp`.
     """
     v, sigma, classes, dtype = _prepare("tangent", tangent, sigma, axis)
-    return centre(v, sigma, classes).astype(dtype)
+    return _compiled(v, sigma, function=centre, classes=classes).astype(dtype)
 
 
 def softmax_second_derivative(
@@ -110,10 +112,27 @@ def softmax_second_derivative(
     """
     u, _, classes, u_dtype = _prepare("u", u, sigma, axis)
     v, sigma, classes, v_dtype = _prepare("v", v, sigma, axis)
-    both = where_positive(centre(u, sigma, classes), sigma) * where_positive(
-        centre(v, sigma, classes), sigma
-    )
-    return softmax_product(both, sigma, classes).astype(jnp.promote_types(u_dtype, v_dtype))
+    product = _compiled_second(u, v, sigma, classes=classes)
+    return product.astype(jnp.promote_types(u_dtype, v_dtype))
+
+
+@compiled("function", "classes")
+def _compiled(
+    v: jax.Array,
+    sigma: jax.Array,
+    *,
+    function: Callable[[jax.Array, jax.Array, ClassAxes], jax.Array],
+    classes: ClassAxes,
+) -> jax.Array:
+    return function(v, sigma, classes)
+
+
+@compiled("classes")
+def _compiled_second(
+    u: jax.Array, v: jax.Array, sigma: jax.Array, *, classes: ClassAxes
+) -> jax.Array:
+    u, v = (where_positive(centre(a, sigma, classes), sigma) for a in (u, v))
+    return softmax_product(u * v, sigma, classes)
 
 
 def softmax_product(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:

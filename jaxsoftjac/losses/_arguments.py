@@ -16,13 +16,24 @@ from jaxsoftjac._rows import ClassAxes, class_logits, in_range
 class LossOptions(NamedTuple):
     """What is mixed into the plain cross-entropy: Python numbers (0 is left out), or arrays."""
 
-    label_smoothing: float | jax.Array = 0.0
-    z_loss: float | jax.Array = 0.0
+    label_smoothing: float | jax.Array | None = 0.0
+    z_loss: float | jax.Array | None = 0.0
 
     @property
     def is_static(self) -> bool:
         """Whether both are Python numbers."""
         return all(isinstance(value, float) for value in self)
+
+    def split(self) -> "tuple[LossOptions, LossOptions]":
+        """The Python numbers, which can be static, and the arrays; None elsewhere."""
+        known = [value if isinstance(value, float) else None for value in self]
+        traced = [None if isinstance(value, float) else value for value in self]
+        return LossOptions(*known), LossOptions(*traced)
+
+    def joined(self, others: "LossOptions") -> "LossOptions":
+        """The options of which these and the `others` are the parts."""
+        pairs = zip(self, others, strict=True)
+        return LossOptions(*(a if b is None else b for a, b in pairs))
 
 
 def mixed(
@@ -35,6 +46,7 @@ def mixed(
     s, z = options
     loss = surprise
     if not _is_zero(s):
+        s = jnp.asarray(s, surprise.dtype)
         loss = _weighted(1 - s, surprise) + _weighted(s, uniform())
     if not _is_zero(z):
         normalizer = log_normalizer()
@@ -44,12 +56,12 @@ def mixed(
     return loss
 
 
-def _weighted(weight: float | jax.Array, term: jax.Array) -> jax.Array:
+def _weighted(weight: jax.Array | float | None, term: jax.Array) -> jax.Array:
     weight = jnp.asarray(weight, term.dtype)
     return weight * jnp.where((weight == 0) & jnp.isinf(term), 0, term)
 
 
-def _is_zero(option: float | jax.Array) -> bool:
+def _is_zero(option: float | jax.Array | None) -> bool:
     return isinstance(option, float) and option == 0
 
 
@@ -58,25 +70,22 @@ def checked_arguments(
     labels: ArrayLike,
     axis: int,
     where: ArrayLike | None,
-    label_smoothing: ArrayLike,
-    z_loss: ArrayLike,
     ignore_index: int | None,
     axis_name: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None, ClassAxes, LossOptions]:
-    """Checked logits, labels, which are ignored (None: none), where the classes are, and options.
+) -> tuple[jax.Array, jax.Array, jax.Array | None, ClassAxes]:
+    """Checked logits, labels, which are ignored (None: none), and where the classes are.
 
     Integer labels have length 1 on the class axis. What is ignored has label 0 and logits 0.
     """
-    options = checked_options(label_smoothing, z_loss)
     x, classes = class_logits("logits", logits, axis, where, axis_name)
     labels = jnp.asarray(labels)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         ignored = is_ignored(labels, ignore_index)
         labels = integer_labels(labels, x.shape, classes.axes[0])
         if ignored is None:
-            return x, labels, None, classes, options
+            return x, labels, None, classes
         ignored = _beside(ignored, x.shape, classes.axes[0])
-        return jnp.where(ignored, 0, x), jnp.where(ignored, 0, labels), ignored, classes, options
+        return jnp.where(ignored, 0, x), jnp.where(ignored, 0, labels), ignored, classes
     target = as_real("labels", labels)
     if ignore_index is not None:
         raise ValueError("`ignore_index` must be None when `labels` are probabilities")
@@ -84,7 +93,7 @@ def checked_arguments(
         raise ValueError(
             f"`labels` must be integers or have the shape {x.shape} of `logits`, got {target.shape}"
         )
-    return x, target.astype(wide(x).dtype), None, classes, options
+    return x, target.astype(wide(x).dtype), None, classes
 
 
 def target_mass(
@@ -96,7 +105,10 @@ def target_mass(
         mass = in_range(labels, x, classes)
     else:
         mass = classes.sum(labels)
-    return mass if _is_zero(s) else _weighted(1 - s, mass) + s
+    if _is_zero(s):
+        return mass
+    s = jnp.asarray(s, mass.dtype)
+    return (1 - s) * mass + s
 
 
 def is_ignored(labels: jax.Array, ignore_index: int | None) -> jax.Array | None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import wide
+from jaxsoftjac._checks import as_index, as_real, wide
 from jaxsoftjac._rows import (
     ClassAxes,
     depth,
@@ -18,9 +18,9 @@ from jaxsoftjac._rows import (
     statistics,
     top_of,
 )
-from jaxsoftjac._rules import recomputed
+from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.functions import log1p_rest, log_softmax_rows, logsumexp_rows, softmax_rows
-from jaxsoftjac.losses._arguments import LossOptions, checked_arguments, mixed
+from jaxsoftjac.losses._arguments import LossOptions, checked_arguments, checked_options, mixed
 from jaxsoftjac.products import centre, where_positive
 
 
@@ -67,9 +67,35 @@ def cross_entropy(
         ValueError: the shape of `labels`, `axis`, `label_smoothing` or `z_loss` is wrong, or
             `ignore_index` comes with probabilities.
     """
-    x, labels, ignored, classes, options = checked_arguments(
-        logits, labels, axis, where, label_smoothing, z_loss, ignore_index, axis_name
+    known, traced = checked_options(label_smoothing, z_loss).split()
+    return _cross_entropy(
+        as_real("logits", logits),
+        jnp.asarray(labels),
+        None if where is None else jnp.asarray(where),
+        traced,
+        known=known,
+        axis=as_index("axis", axis),
+        ignore_index=None if ignore_index is None else as_index("ignore_index", ignore_index),
+        axis_name=axis_name,
     )
+
+
+@compiled("known", "axis", "ignore_index", "axis_name")
+def _cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    where: jax.Array | None,
+    traced: LossOptions,
+    *,
+    known: LossOptions,
+    axis: int,
+    ignore_index: int | None,
+    axis_name: str | None,
+) -> jax.Array:
+    x, labels, ignored, classes = checked_arguments(
+        logits, labels, axis, where, ignore_index, axis_name
+    )
+    options = known.joined(traced)
     loss = recomputed(partial(_losses, options=options, classes=classes))(x, labels)
     loss = loss + 0 * nan_unless(classes.max(x) != jnp.inf, x.dtype)
     return lax.squeeze(loss if ignored is None else jnp.where(ignored, 0, loss), classes.axes)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import wide
+from jaxsoftjac._checks import as_index, as_real, wide
 from jaxsoftjac._rows import ClassAxes, class_logits, depth, has_classes, nan_unless, statistics
-from jaxsoftjac._rules import recomputed
+from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.functions import log1p_rest, log_softmax_rows, softmax_rows
 from jaxsoftjac.products import centre, softmax_product, where_positive
 
@@ -39,6 +39,12 @@ def entropy(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
         TypeError: `logits` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range, or `where` does not broadcast to `logits`.
     """
+    where = None if where is None else jnp.asarray(where)
+    return _checked_entropy(as_real("logits", logits), where, axis=as_index("axis", axis))
+
+
+@compiled("axis")
+def _checked_entropy(logits: jax.Array, where: jax.Array | None, *, axis: int) -> jax.Array:
     x, classes = class_logits("logits", logits, axis, where)
     spoilt = nan_unless(classes.max(x) != jnp.inf, x.dtype)
     return lax.squeeze(_entropy(x, classes) + 0 * spoilt, classes.axes)
@@ -72,6 +78,15 @@ def kl_divergence(
         TypeError: logits are boolean or complex, or `where` is not boolean.
         ValueError: the shapes differ, `axis` is out of range, or `where` does not broadcast.
     """
+    logits, target_logits = as_real("logits", logits), as_real("target_logits", target_logits)
+    where = None if where is None else jnp.asarray(where)
+    return _checked_kl(logits, target_logits, where, axis=as_index("axis", axis))
+
+
+@compiled("axis")
+def _checked_kl(
+    logits: jax.Array, target_logits: jax.Array, where: jax.Array | None, *, axis: int
+) -> jax.Array:
     x, classes = class_logits("logits", logits, axis, where)
     y, _ = class_logits("target_logits", target_logits, axis, where)
     if x.shape != y.shape:

@@ -6,43 +6,36 @@
 1.6094
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, same_shape
-from jaxsoftjac._rows import nan_unless
+from jaxsoftjac._checks import as_index, as_real
+from jaxsoftjac._rules import compiled
 from jaxsoftjac.losses._arguments import (
     LossOptions,
-    checked_number,
     checked_options,
-    integer_labels,
-    is_ignored,
+)
+from jaxsoftjac.losses._linear_arguments import (
+    as_arrays,
+    check_choice,
+    checked_tangents,
+    problem_of,
+    without_ignored,
 )
 from jaxsoftjac.losses._linear_gradients import (
-    Static,
     gradient_pushforward,
     log_normalizer,
     loss,
     weighted,
     weighted_sum,
 )
-from jaxsoftjac.losses._vocabulary import Head, Layout, Operands, Shared, logits_dtype, row_terms
+from jaxsoftjac.losses._vocabulary import Operands, row_terms
 
-_BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
-_NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128
-
-
-class _Problem(NamedTuple):
-    operands: Operands
-    labels: jax.Array  # [..., 1]
-    weights: jax.Array  # [..., 1]
-    ignored: jax.Array | None  # [..., 1]
-    static: Static
+_STATIC = "known", "ignore_index", "reduction", "block_size", "axis_name"
 
 
 def linear_cross_entropy(
@@ -96,34 +89,45 @@ def linear_cross_entropy(
         TypeError: `labels` are not integers, or another array is boolean or complex.
         ValueError: shapes do not fit, or an option is out of its range.
     """
-    operands = _checked_operands(hidden, kernel, bias, logit_softcap, axis_name)
-    problem = _problem(
-        operands,
+    check_choice("reduction", reduction, ("none", "sum", "mean"))
+    known, traced = checked_options(label_smoothing, z_loss).split()
+    return _linear_cross_entropy(
+        as_arrays(hidden, kernel, bias, logit_softcap),
         jnp.asarray(labels),
-        weights,
-        checked_options(label_smoothing, z_loss),
-        ignore_index,
-        reduction,
-        block_size,
-        axis_name,
+        None if weights is None else as_real("weights", weights),
+        traced,
+        known=known,
+        ignore_index=None if ignore_index is None else as_index("ignore_index", ignore_index),
+        reduction=reduction,
+        block_size=None if block_size is None else as_index("block_size", block_size),
+        return_log_normalizer=bool(return_log_normalizer),
+        axis_name=axis_name,
     )
-    options, rows = problem.static.options, problem.weights.ndim - 1
-    if (
-        reduction != "none"
-        and not return_log_normalizer
-        and axis_name is None
-        and options.is_static
-    ):
-        operands = _without_ignored(problem)
+
+
+@compiled(*_STATIC, "return_log_normalizer")
+def _linear_cross_entropy(
+    operands: Operands,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    traced: LossOptions,
+    *,
+    return_log_normalizer: bool,
+    **static: Any,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    problem = problem_of(operands, labels, weights, traced, **static)
+    (layout, options), rows = problem.static, problem.weights.ndim - 1
+    is_total = static["reduction"] != "none" and static["axis_name"] is None
+    if is_total and not return_log_normalizer and options.is_static:
+        operands = without_ignored(problem)
         return weighted_sum(operands, problem.labels, problem.weights, problem.static)
-    layout = problem.static.layout
-    terms, constants = row_terms(_without_ignored(problem), problem.labels, layout)
+    terms, constants = row_terms(without_ignored(problem), problem.labels, layout)
     losses = lax.squeeze(weighted(problem.weights, loss(terms, constants, options)), (rows,))
-    result = losses if reduction == "none" else jnp.sum(losses)
+    result = losses if static["reduction"] == "none" else jnp.sum(losses)
     if not return_log_normalizer:
         return result
     if problem.ignored is not None:
-        terms, constants = row_terms(operands, problem.labels, layout)
+        terms, constants = row_terms(problem.operands, problem.labels, layout)
     return result, lax.squeeze(log_normalizer(terms, constants), (rows,))
 
 
@@ -178,143 +182,40 @@ def linear_cross_entropy_gauss_newton(
         TypeError: as `linear_cross_entropy`.
         ValueError: as `linear_cross_entropy`, or `tangents` do not have the operands' shapes.
     """
-    operands = _checked_operands(hidden, kernel, bias, logit_softcap, axis_name)
-    problem = _problem(
+    check_choice("reduction", reduction, ("none", "sum", "mean"))
+    known, traced = checked_options(label_smoothing, z_loss).split()
+    operands = as_arrays(hidden, kernel, bias, logit_softcap)
+    return _gauss_newton(
         operands,
+        checked_tangents(tangents, operands),
         jnp.asarray(labels),
-        weights,
-        checked_options(label_smoothing, z_loss),
-        ignore_index,
-        reduction,
-        block_size,
-        axis_name,
+        None if weights is None else as_real("weights", weights),
+        traced,
+        known=known,
+        ignore_index=None if ignore_index is None else as_index("ignore_index", ignore_index),
+        reduction=reduction,
+        block_size=None if block_size is None else as_index("block_size", block_size),
+        axis_name=axis_name,
     )
-    moves = _checked_tangents(tangents, operands)
-    moves = _without_ignored(problem._replace(operands=moves))
+
+
+@compiled(*_STATIC)
+def _gauss_newton(
+    operands: Operands,
+    moves: Operands,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    traced: LossOptions,
+    **static: Any,
+) -> tuple[jax.Array, ...]:
+    problem = problem_of(operands, labels, weights, traced, **static)
     _, product = gradient_pushforward(
-        moves,
+        without_ignored(problem._replace(operands=moves)),
         jnp.zeros_like(problem.weights),
-        _without_ignored(problem),
+        without_ignored(problem),
         problem.labels,
         problem.weights,
         problem.static,
         hold=True,
     )
     return tuple(a for a in (product.shared.hidden, *product.head) if a is not None)
-
-
-def _without_ignored(problem: _Problem) -> Operands:
-    """The operands, with hidden states of 0 for the examples that are ignored."""
-    shared, head = problem.operands
-    if problem.ignored is not None:
-        shared = shared._replace(hidden=jnp.where(problem.ignored, 0, shared.hidden))
-    return Operands(shared, head)
-
-
-def _problem(
-    operands: Operands,
-    labels: jax.Array,
-    weights: ArrayLike | None,
-    options: LossOptions,
-    ignore_index: int | None,
-    reduction: str,
-    block_size: int | None,
-    axis_name: str | None,
-) -> _Problem:
-    """The checked arguments; weights are 0 for ignored examples, NaN for labels out of range."""
-    hidden, V = operands.shared.hidden, operands.head.kernel.shape[1]
-    lead = hidden.shape[:-1]
-    if reduction not in ("none", "sum", "mean"):
-        raise ValueError(f"`reduction` must be 'none', 'sum' or 'mean', got {reduction!r}")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"`labels` must be integers, got dtype {labels.dtype.name}")
-    ignored = is_ignored(labels, ignore_index)
-    labels = integer_labels(labels, (*lead, V), len(lead))
-    weights = _checked_weights(weights, hidden[..., :1].astype(logits_dtype(operands)))
-    if ignored is not None:
-        ignored = jnp.broadcast_to(ignored, lead)[..., None]
-        labels, weights = jnp.where(ignored, 0, labels), jnp.where(ignored, 0, weights)
-    if reduction == "mean":
-        total = jnp.sum(weights)
-        weights = weights * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
-    slices = 1 if axis_name is None else lax.axis_size(axis_name)
-    weights = weights * nan_unless((labels >= 0) & (labels < slices * V), weights.dtype)
-    has_mean = not (options.is_static and options.label_smoothing == 0)
-    layout = _layout(V, labels.size, block_size, has_mean, axis_name)
-    return _Problem(operands, labels, weights, ignored, Static(layout, options))
-
-
-def _layout(
-    V: int, N: int, block_size: int | None, has_mean: bool, axis_name: str | None
-) -> Layout:
-    if block_size is None:
-        widest = min(_BLOCK_ELEMENTS // max(1, N), V // 16)
-        blocks = -(-V // max(_NARROWEST, widest))
-        block_size = max(1, V // blocks)
-    elif not block_size >= 1:
-        raise ValueError(f"`block_size` must be ≥ 1 or None, got {block_size}")
-    size = min(int(block_size), V)
-    count = (V - 1) // size
-    return Layout(V - count * size, size, count, has_mean, axis_name)
-
-
-def _checked_operands(
-    hidden: ArrayLike,
-    kernel: ArrayLike,
-    bias: ArrayLike | None,
-    softcap: ArrayLike | None,
-    axis_name: str | None,
-) -> Operands:
-    hidden, kernel = as_real("hidden", hidden), as_real("kernel", kernel)
-    if hidden.ndim < 1:
-        raise ValueError(f"`hidden` must have shape [..., D], got {hidden.shape}")
-    if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1] or not kernel.shape[1]:
-        raise ValueError(
-            f"`kernel` must have shape ({hidden.shape[-1]}, V ≥ 1) for `hidden` of shape "
-            f"{hidden.shape}, got {kernel.shape}"
-        )
-    if bias is not None:
-        bias = as_real("bias", bias)
-        if bias.shape != kernel.shape[1:]:
-            raise ValueError(f"`bias` must have shape {kernel.shape[1:]}, got {bias.shape}")
-    if softcap is not None:
-        softcap = checked_number("logit_softcap", softcap, "be > 0 or None", lambda c: c > 0)
-        is_none = isinstance(softcap, float) and softcap == float("inf")
-        softcap = None if is_none else jnp.asarray(softcap, hidden.dtype)
-    operands = Operands(Shared(hidden, softcap), Head(kernel, bias))
-    if bias is None or softcap is not None:
-        return operands
-    origin = _origin(bias.astype(logits_dtype(operands)), axis_name)
-    return operands._replace(shared=Shared(hidden, None, origin))
-
-
-def _origin(bias: jax.Array, axis_name: str | None) -> jax.Array:
-    """The largest finite bias: measured from it, biases of any size leave the logits exact."""
-    bias = lax.stop_gradient(bias)
-    lowest = float(jnp.finfo(bias.dtype).min)
-    top = jnp.max(jnp.where(jnp.isfinite(bias), bias, lowest))
-    top = top if axis_name is None else lax.pmax(top, axis_name)
-    return jnp.where(top == lowest, 0, top)
-
-
-def _checked_weights(weights: ArrayLike | None, column: jax.Array) -> jax.Array:
-    lead, ones = column.shape[:-1], jnp.ones_like(column)  # split over devices as `hidden` is
-    if weights is None:
-        return ones
-    weights = as_real("weights", weights).astype(column.dtype)
-    if weights.shape not in (lead, ()):
-        raise ValueError(f"`weights` must have shape {lead}, got {weights.shape}")
-    return jnp.broadcast_to(weights, lead)[..., None] * ones
-
-
-def _checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:
-    hidden, (kernel, bias) = operands.shared.hidden, operands.head
-    at = {"hidden": hidden, "kernel": kernel} | ({} if bias is None else {"bias": bias})
-    if not isinstance(tangents, tuple | list) or len(tangents) != len(at):
-        raise ValueError(f"`tangents` must be a tuple of {len(at)} arrays, for {tuple(at)}")
-    checked = {}
-    for (name, a), tangent in zip(at.items(), tangents, strict=True):
-        t = as_real(f"tangents ({name})", tangent).astype(a.dtype)
-        same_shape(f"tangents ({name})", t, name, a)
-        checked[name] = t
-    return Operands(Shared(checked["hidden"]), Head(checked["kernel"], checked.get("bias")))

@@ -71,6 +71,7 @@ class Constants(NamedTuple):
 class _Summary(NamedTuple):
     top: jax.Array
     rest: jax.Array
+    peak: jax.Array  # the top again, not a constant of differentiation
     at_label: jax.Array
     total: Any
     count: Any
@@ -264,6 +265,7 @@ def _summary(z: jax.Array, is_at_label: jax.Array, layout: Layout) -> _Summary:
     kept = z != -jnp.inf
     return _Summary(
         *statistics(z, LAST),
+        jnp.maximum(jnp.max(z, -1, keepdims=True), float(jnp.finfo(z.dtype).min)),
         LAST.sum(jnp.where(is_at_label, z, 0)),
         LAST.sum(jnp.where(kept, z, 0)) if layout.mean else None,
         LAST.sum(kept.astype(z.dtype)) if layout.mean else None,
@@ -274,8 +276,9 @@ def _merged(a: _Summary, b: _Summary) -> _Summary:
     top = jnp.maximum(a.top, b.top)
     a_sum, b_sum = (1 + a.rest) * jnp.exp(a.top - top), (1 + b.rest) * jnp.exp(b.top - top)
     rest = jnp.where(a.top >= b.top, a.rest + b_sum, b.rest + a_sum)
-    sums = jax.tree.map(jnp.add, a[2:], b[2:])
-    return _Summary(top, rest, *sums)
+    peak = jnp.where(a.top >= b.top, a.peak, b.peak)
+    sums = jax.tree.map(jnp.add, a[3:], b[3:])
+    return _Summary(top, rest, peak, *sums)
 
 
 def _across(summary: _Summary, layout: Layout) -> _Summary:
@@ -289,13 +292,14 @@ def _across(summary: _Summary, layout: Layout) -> _Summary:
     is_holder = lax.pmin(lax.stop_gradient(holders), name) == index
     own = (1 + summary.rest) * jnp.exp(summary.top - top)
     rest = jnp.where(is_holder, summary.rest, own)
-    return _Summary(top, *lax.psum((rest, *summary[2:]), name))
+    peak = jnp.where(is_holder, summary.peak, 0)
+    return _Summary(top, *lax.psum((rest, peak, *summary[3:]), name))
 
 
 def _terms(summary: _Summary, origin: jax.Array | None, layout: Layout) -> tuple[Terms, Constants]:
-    top, rest, at_label, total, count = summary
+    top, rest, peak, at_label, total, count = summary
     log_rest = jnp.log1p(jnp.where(rest < 0, 0, rest))
-    tail = jnp.where(rest < 2 / 3, log_rest, 0)
+    tail = jnp.where(rest < 2 / 3, log_rest + (lax.stop_gradient(peak) - peak), 0)
     if not layout.mean:
         return Terms((top - at_label) + log_rest, tail, rest, None), Constants(top, None, origin)
     descent = jnp.where(count == 0, 0, top - total / jnp.maximum(count, 1))

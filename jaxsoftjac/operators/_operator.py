@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, same_shape, wide, working_dtype
+from jaxsoftjac._checks import as_index, as_real, same_shape, wide, working_dtype
 from jaxsoftjac._rows import LAST, class_logits
 from jaxsoftjac.functions import log_softmax_rows, softmax_rows
 from jaxsoftjac.operators import _secular
@@ -89,7 +89,7 @@ class SoftmaxJacobian:
             TypeError: `x` is boolean or complex, or `where` is not boolean.
             ValueError: `axis` is out of range, or `where` does not broadcast to `x`.
         """
-        x, _ = class_logits("x", x, axis, where)
+        x, _ = class_logits("x", x, as_index("axis", axis), where)
         row = wide(jnp.moveaxis(x, axis, -1))
         return cls._make(softmax_rows(row, LAST), log_softmax_rows(row, LAST), x.dtype)
 

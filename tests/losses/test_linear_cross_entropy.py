@@ -422,7 +422,7 @@ def test_a_kernel_that_is_split_over_devices(way):
         ({"labels": jnp.zeros(3)}, TypeError, "`labels` must be integers, got dtype float"),
         ({"bias": jnp.ones(4)}, ValueError, r"`bias` must have shape \(5,\), got \(4,\)"),
         ({"weights": jnp.ones(4)}, ValueError, r"`weights` must have shape \(3,\), got \(4,\)"),
-        ({"reduction": "max"}, ValueError, "`reduction` must be 'none', 'sum' or 'mean'"),
+        ({"reduction": "max"}, ValueError, "`reduction` must be one of none, sum, mean"),
         ({"block_size": 0}, ValueError, "`block_size` must be ≥ 1 or None, got 0"),
         ({"logit_softcap": 0.0}, ValueError, "`logit_softcap` must be > 0 or None, got 0.0"),
         ({"label_smoothing": 2.0}, ValueError, r"`label_smoothing` must lie in \[0, 1\]"),

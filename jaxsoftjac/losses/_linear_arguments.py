@@ -1,0 +1,148 @@
+"""The checked arguments of the losses beneath a vocabulary, and the layout of its blocks."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxsoftjac._checks import as_real, same_shape
+from jaxsoftjac._rows import nan_unless
+from jaxsoftjac.losses._arguments import LossOptions, checked_number, integer_labels, is_ignored
+from jaxsoftjac.losses._linear_gradients import Static
+from jaxsoftjac.losses._vocabulary import Head, Layout, Operands, Shared, logits_dtype
+
+_BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
+_NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128
+
+
+class Problem(NamedTuple):
+    operands: Operands
+    labels: jax.Array  # [..., 1]
+    weights: jax.Array  # [..., 1]
+    ignored: jax.Array | None  # [..., 1]
+    static: Static
+
+
+def without_ignored(problem: Problem) -> Operands:
+    """The operands, with hidden states of 0 for the examples that are ignored."""
+    shared, head = problem.operands
+    if problem.ignored is not None:
+        shared = shared._replace(hidden=jnp.where(problem.ignored, 0, shared.hidden))
+    return Operands(shared, head)
+
+
+def problem_of(
+    operands: Operands,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    traced: LossOptions,
+    *,
+    known: LossOptions,
+    ignore_index: int | None,
+    reduction: str,
+    block_size: int | None,
+    axis_name: str | None,
+) -> Problem:
+    """The checked arguments; weights are 0 for ignored examples, NaN for labels out of range."""
+    operands, options = _checked_operands(operands, axis_name), known.joined(traced)
+    hidden, V = operands.shared.hidden, operands.head.kernel.shape[1]
+    lead = hidden.shape[:-1]
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"`labels` must be integers, got dtype {labels.dtype.name}")
+    ignored = is_ignored(labels, ignore_index)
+    labels = integer_labels(labels, (*lead, V), len(lead))
+    weights = _checked_weights(weights, hidden[..., :1].astype(logits_dtype(operands)))
+    if ignored is not None:
+        ignored = jnp.broadcast_to(ignored, lead)[..., None]
+        labels, weights = jnp.where(ignored, 0, labels), jnp.where(ignored, 0, weights)
+    if reduction == "mean":
+        total = jnp.sum(weights)
+        weights = weights * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+    slices = 1 if axis_name is None else lax.axis_size(axis_name)
+    weights = weights * nan_unless((labels >= 0) & (labels < slices * V), weights.dtype)
+    has_mean = not (options.is_static and options.label_smoothing == 0)
+    layout = _layout(V, labels.size, block_size, has_mean, axis_name)
+    return Problem(operands, labels, weights, ignored, Static(layout, options))
+
+
+def _layout(
+    V: int, N: int, block_size: int | None, has_mean: bool, axis_name: str | None
+) -> Layout:
+    if block_size is None:
+        widest = min(_BLOCK_ELEMENTS // max(1, N), V // 16)
+        blocks = -(-V // max(_NARROWEST, widest))
+        block_size = max(1, V // blocks)
+    elif not block_size >= 1:
+        raise ValueError(f"`block_size` must be ≥ 1 or None, got {block_size}")
+    size = min(int(block_size), V)
+    count = (V - 1) // size
+    return Layout(V - count * size, size, count, has_mean, axis_name)
+
+
+def as_arrays(
+    hidden: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, softcap: ArrayLike | None
+) -> Operands:
+    hidden, kernel = as_real("hidden", hidden), as_real("kernel", kernel)
+    bias = None if bias is None else as_real("bias", bias)
+    if softcap is not None:
+        softcap = checked_number("logit_softcap", softcap, "be > 0 or None", lambda c: c > 0)
+        is_none = isinstance(softcap, float) and softcap == float("inf")
+        softcap = None if is_none else jnp.asarray(softcap, hidden.dtype)
+    return Operands(Shared(hidden, softcap), Head(kernel, bias))
+
+
+def _checked_operands(operands: Operands, axis_name: str | None) -> Operands:
+    (hidden, softcap, _), (kernel, bias) = operands
+    if hidden.ndim < 1:
+        raise ValueError(f"`hidden` must have shape [..., D], got {hidden.shape}")
+    if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1] or not kernel.shape[1]:
+        raise ValueError(
+            f"`kernel` must have shape ({hidden.shape[-1]}, V ≥ 1) for `hidden` of shape "
+            f"{hidden.shape}, got {kernel.shape}"
+        )
+    if bias is not None and bias.shape != kernel.shape[1:]:
+        raise ValueError(f"`bias` must have shape {kernel.shape[1:]}, got {bias.shape}")
+    if bias is None or softcap is not None:
+        return operands
+    origin = _origin(bias.astype(logits_dtype(operands)), axis_name)
+    return operands._replace(shared=Shared(hidden, None, origin))
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _origin(bias: jax.Array, axis_name: str | None) -> jax.Array:
+    """The largest finite bias: measured from it, biases of any size leave the logits exact."""
+    bias = lax.stop_gradient(bias)
+    lowest = float(jnp.finfo(bias.dtype).min)
+    top = jnp.max(jnp.where(jnp.isfinite(bias), bias, lowest))
+    top = top if axis_name is None else lax.pmax(top, axis_name)
+    return jnp.where(top == lowest, 0, top)
+
+
+def _checked_weights(weights: jax.Array | None, column: jax.Array) -> jax.Array:
+    lead, ones = column.shape[:-1], jnp.ones_like(column)  # split over devices as `hidden` is
+    if weights is None:
+        return ones
+    weights = weights.astype(column.dtype)
+    if weights.shape not in (lead, ()):
+        raise ValueError(f"`weights` must have shape {lead}, got {weights.shape}")
+    return jnp.broadcast_to(weights, lead)[..., None] * ones
+
+
+def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:
+    hidden, (kernel, bias) = operands.shared.hidden, operands.head
+    at = {"hidden": hidden, "kernel": kernel} | ({} if bias is None else {"bias": bias})
+    if not isinstance(tangents, tuple | list) or len(tangents) != len(at):
+        raise ValueError(f"`tangents` must be a tuple of {len(at)} arrays, for {tuple(at)}")
+    checked = {}
+    for (name, a), tangent in zip(at.items(), tangents, strict=True):
+        t = as_real(f"tangents ({name})", tangent).astype(a.dtype)
+        same_shape(f"tangents ({name})", t, name, a)
+        checked[name] = t
+    return Operands(Shared(checked["hidden"]), Head(checked["kernel"], checked.get("bias")))

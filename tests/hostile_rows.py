@@ -1,0 +1,101 @@
+"""Rows of logits that break things, and what is right for them: a plain oracle in long double."""
+
+import numpy as np
+
+INF, NAN = np.inf, np.nan
+L = np.longdouble
+
+
+def rows(random, count, K, dtype):
+    """Logits [count, K] of every style, a mask [count, K], and a label at every edge [count]."""
+    styles = [
+        lambda: random.normal(size=K) * random.choice([1e-3, 1, 10, 100]),
+        lambda: _ahead(random, K, random.uniform(10, 60)),
+        lambda: random.normal(size=K) * 10.0 ** random.uniform(10, 37),
+        lambda: random.integers(0, 2**32, K, np.uint32).view(np.float32),
+        lambda: random.choice([0, 1, -1, 40, -INF, INF], K, p=[0.3, 0.2, 0.1, 0.1, 0.28, 0.02]),
+        lambda: random.choice([0, 1, -INF, NAN], K, p=[0.5, 0.2, 0.28, 0.02]),
+        lambda: np.full(K, random.choice([0, 7.5, -1e4, 3e38, -3e38])),
+        lambda: np.where(random.random(K) < 0.7, -INF, random.normal(size=K)),
+        lambda: np.full(K, -INF),
+        lambda: random.choice([0.0, 0.0, 1e-38, -1e-38, 88.0, -104.0], K),
+    ]
+    with np.errstate(all="ignore"):
+        x = np.stack([styles[i % len(styles)]() for i in range(count)]).astype(dtype)
+    where = random.random((count, K)) < random.choice([0.3, 0.8, 1.0], (count, 1))
+    labels = random.choice([*range(K), 0, K - 1, K, -1, -100], count).astype(np.int32)
+    return x, where, labels
+
+
+def _ahead(random, K, gap):
+    x = random.normal(size=K)
+    x[random.integers(K)] += gap
+    return x
+
+
+class Row:
+    """Everything about one row, in long double; `kept` are its classes."""
+
+    def __init__(self, x, where=None):
+        x = np.asarray(x, np.float64).astype(L)
+        self.masked = where is not None
+        self.kept = (np.ones(len(x), bool) if where is None else where) & ~(x == -INF)
+        self.x = np.where(self.kept, x, -INF)
+        self.has_nan = bool(np.isnan(self.x[self.kept]).any())
+        self.has_inf = bool((self.x == INF).any())
+        self.is_empty = not self.kept.any()
+        self.is_plain = not (self.has_nan or self.has_inf or self.is_empty)
+        self.sigma, self.log_sigma, self.log_normalizer = np.zeros(len(x), L), self.x, -INF
+        if self.is_plain:
+            top = int(np.argmax(self.x))
+            depth = self.x - self.x[top]
+            e = np.exp(depth)
+            rest = np.sum(np.delete(e, top))
+            self.sigma, self.log_sigma = e / (1 + rest), depth - np.log1p(rest)
+            self.log_normalizer = self.x[top] + np.log1p(rest)
+
+    def product(self, v):
+        """Jv, exact also where it cancels."""
+        d = v - v[int(np.argmax(self.sigma))]
+        d = np.where(self.sigma > 0, d, 0)
+        return self.sigma * (d - np.sum(self.sigma * d))
+
+    def softmax(self):
+        if self.is_empty:
+            return np.full(len(self.x), 0 if self.masked else NAN)
+        return self.sigma if self.is_plain else np.where(self.kept | ~self._masked_out(), NAN, 0)
+
+    def _masked_out(self):
+        return ~self.kept if self.masked else np.zeros(len(self.x), bool)
+
+    def surprise(self):
+        """−log σ, 0 for what is excluded."""
+        return np.where(self.kept, -np.where(self.kept, self.log_sigma, 0), 0)
+
+    def cross_entropy(self, target, smoothing, z_loss):
+        """Value and gradient for a target of probabilities; NaN where the row has one."""
+        K = len(self.x)
+        if self.has_nan or self.has_inf:
+            return NAN, np.full(K, NAN)
+        count = max(self.kept.sum(), 1)
+        uniform = self.kept / L(count)
+        mixed = (1 - L(smoothing)) * target + L(smoothing) * uniform
+        missing = (target != 0) & ~self.kept & (smoothing != 1)
+        value = INF if missing.any() else np.sum(mixed * self.surprise())
+        gradient = np.sum(mixed) * self.sigma - np.where(self.kept, mixed, 0)
+        hot = int(np.argmax(self.sigma))
+        if self.is_plain and mixed[hot] == np.sum(mixed):  # exact where it cancels
+            gradient[hot] = -np.sum(mixed) * np.sum(np.delete(self.sigma, hot))
+        if z_loss:
+            z = L(z_loss)
+            value = value + z * L(self.log_normalizer) ** 2
+            if self.is_plain:
+                gradient = gradient + 2 * z * self.log_normalizer * self.sigma
+        return value, gradient if self.is_plain else np.zeros(K)
+
+    def entropy(self):
+        if self.has_nan or self.has_inf:
+            return NAN, np.full(len(self.x), NAN)
+        s = self.surprise()
+        positive = np.where(self.sigma > 0, s, 0)
+        return np.sum(self.sigma * positive), -self.product(-positive)

@@ -1,0 +1,193 @@
+"""All functions of rows on rows that break things, each result against the oracle in long double."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import U
+from hostile_rows import Row, rows
+
+import jaxsoftjac as jsj
+
+pytestmark = pytest.mark.once
+
+ROWS = int(os.environ.get("JAXSOFTJAC_HOSTILE_ROWS", "120"))  # of each size, dtype and mask
+SIZES = (1, 2, 5, 33)
+UNITS = {"float32": U, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+TINY = {"float32": 2.0**-120, "bfloat16": 2.0**-120, "float16": 2.0**-24}
+
+
+def agree(found, exact, dtype, spread=0.0, label=""):
+    """Normwise, to the units that the spread of the row allows; NaN and ∞ where they must be."""
+    found = np.atleast_1d(np.asarray(found).astype(np.longdouble))
+    exact = np.atleast_1d(np.asarray(exact, np.longdouble))
+    limit = float(jnp.finfo(dtype).max)
+    with np.errstate(all="ignore"):
+        exact = np.where(np.abs(exact) > limit, np.copysign(np.inf, exact), exact)
+        finite = np.isfinite(exact) & (np.abs(exact) < 0.99 * limit)
+        special = ~np.isfinite(exact)
+        assert np.array_equal(found[special], exact[special], equal_nan=True), (label, found, exact)
+        assert np.isfinite(found[finite]).all(), (label, found, exact)
+        error = np.abs(found[finite] - exact[finite]).sum()
+        size = np.abs(exact[finite]).sum()
+    bound = (2 * UNITS[dtype] + (min(spread, 200) + 64) * U) * size + TINY[dtype] * len(found)
+    assert error <= bound, (label, float(error / max(size, 1e-300)), found, exact)
+
+
+def spread_of(row):
+    finite = row.x[np.isfinite(row.x)]
+    near = finite[finite > finite.max() - 200] if finite.size else finite
+    return float(near.max() - near.min()) if near.size else 0.0
+
+
+@functools.cache
+def cases(K, dtype, masked):
+    random = np.random.default_rng([K, len(dtype), masked, 11])
+    x, where, labels = rows(random, ROWS, K, dtype)
+    if dtype != "float32":
+        x = np.asarray(jnp.asarray(x))
+    oracle = [Row(a, w if masked else None) for a, w in zip(x, where, strict=True)]
+    return jnp.asarray(x), jnp.asarray(where) if masked else None, labels, oracle
+
+
+every_kind = pytest.mark.parametrize(
+    ("dtype", "masked"),
+    [("float32", False), ("float32", True), ("bfloat16", False), ("float16", True)],
+)
+
+
+@every_kind
+@pytest.mark.parametrize("K", SIZES)
+def test_softmax_and_its_products(K, dtype, masked):
+    x, where, _, oracle = cases(K, dtype, masked)
+    v = np.random.default_rng(3).normal(size=(ROWS, K)).astype(dtype)
+
+    @jax.jit
+    def both(x, v):
+        sigma, pullback = jax.vjp(lambda x: jsj.softmax(x, where=where), x)
+        pushed = jax.jvp(lambda x: jsj.softmax(x, where=where), (x,), (v,))[1]
+        return sigma, pullback(v)[0], pushed, jsj.log_softmax(x, where=where)
+
+    for i, (sigma, pulled, pushed, log_sigma) in enumerate(zip(*both(x, v), strict=True)):
+        row, label = oracle[i], f"row {i}: {x[i]}"
+        agree(sigma, row.softmax(), dtype, spread_of(row), label)
+        if row.is_plain:
+            exact = row.product(np.asarray(v[i], np.longdouble))
+            agree(pulled, exact, dtype, spread_of(row), label)
+            agree(pushed, exact, dtype, spread_of(row), label)
+            agree(log_sigma, row.log_sigma, dtype, spread_of(row), label)
+        elif row.is_empty:
+            assert not np.any(np.asarray(pulled)), label
+            assert not np.any(np.asarray(pushed)), label
+
+
+@every_kind
+@pytest.mark.parametrize("K", SIZES)
+def test_logsumexp_and_entropy_with_their_gradients(K, dtype, masked):
+    x, where, _, oracle = cases(K, dtype, masked)
+
+    @jax.jit
+    def both(x):
+        lse = functools.partial(jsj.logsumexp, axis=-1, where=where)
+        entropy = functools.partial(jsj.entropy, where=where)
+        return [(f(x), jax.grad(lambda x, f=f: jnp.sum(f(x)))(x)) for f in (lse, entropy)]
+
+    (lse, sigma), (entropy, gradient) = both(x)
+    for i, row in enumerate(oracle):
+        label = f"row {i}: {x[i]}"
+        value, slope = row.entropy()
+        agree(entropy[i], value, dtype, spread_of(row), label)
+        if not row.has_nan and not row.has_inf:
+            agree(lse[i], row.log_normalizer, dtype, 0, label)
+            agree(sigma[i], row.sigma, dtype, spread_of(row), label)
+            agree(gradient[i], slope, dtype, spread_of(row) + 200, label)
+        elif row.has_inf and not row.has_nan:
+            assert lse[i] == np.inf
+
+
+OPTIONS = [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"label_smoothing": 1.0, "z_loss": 0.1}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("dtype", "masked"), [("float32", False), ("float32", True)])
+@pytest.mark.parametrize("K", SIZES)
+def test_cross_entropy_with_every_option(K, dtype, masked, options):
+    x, where, labels, oracle = cases(K, dtype, masked)
+    ignore = -100
+
+    @jax.jit
+    def both(x):
+        def loss(x):
+            return jsj.cross_entropy(x, labels, where=where, ignore_index=ignore, **options)
+
+        return loss(x), jax.grad(lambda x: jnp.sum(loss(x)))(x)
+
+    losses, gradients = both(x)
+    for i, row in enumerate(oracle):
+        label = f"row {i}: {x[i]}, label {labels[i]}"
+        if labels[i] == ignore:
+            assert losses[i] == 0, label
+            assert not np.any(np.asarray(gradients[i])), label
+            continue
+        if not 0 <= labels[i] < K:
+            assert np.isnan(losses[i]), label
+            continue
+        target = np.eye(K)[labels[i]].astype(np.longdouble)
+        smoothing, z_loss = options.get("label_smoothing", 0), options.get("z_loss", 0)
+        value, gradient = row.cross_entropy(target, smoothing, z_loss)
+        agree(losses[i], value, dtype, spread_of(row), label)
+        if row.is_plain and np.isfinite(np.asarray(value, np.float32)):
+            agree(gradients[i], gradient, dtype, spread_of(row), label)
+        elif row.is_empty:
+            assert not np.any(np.asarray(gradients[i])), label
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("K", SIZES)
+def test_kl_divergence_and_its_gradients(K, masked):
+    x, where, _, oracle = cases(K, "float32", masked)
+    y, others = jnp.roll(x, 1, 0), [oracle[i - 1] for i in range(len(oracle))]
+    if masked:
+        others = [Row(a, w) for a, w in zip(np.asarray(y), np.asarray(where), strict=True)]
+
+    @jax.jit
+    def both(x, y):
+        f = functools.partial(jsj.kl_divergence, where=where)
+        return f(x, y), jax.grad(lambda x, y: jnp.sum(f(x, y)), argnums=(0, 1))(x, y)
+
+    values, (by_model, by_target) = both(x, y)
+    for i, (q, p) in enumerate(zip(oracle, others, strict=True)):
+        label = f"row {i}: {x[i]}, {y[i]}"
+        if q.has_nan or p.has_nan or q.has_inf or p.has_inf:
+            assert np.isnan(values[i]), label
+        elif q.is_empty or p.is_empty:
+            assert values[i] == 0, label
+            assert not np.any(np.asarray(by_model[i])), label
+            assert not np.any(np.asarray(by_target[i])), label
+        elif ((np.asarray(p.sigma, np.float32) > 0) & ~q.kept).any():
+            assert values[i] == np.inf, label
+            assert np.isfinite(np.asarray(by_target[i])).all(), label
+        else:
+            both_kept = p.kept & q.kept & (p.sigma > 0)
+            ratio = np.where(both_kept, np.where(both_kept, p.log_sigma - q.log_sigma, 0), 0)
+            exact = np.sum(p.sigma * ratio)
+            # Each log has its own rounding, of the size of the entropies that are subtracted.
+            size = float(np.sum(p.sigma * np.abs(ratio)) + 1e-30)
+            if size < 1e30:
+                error = abs(float(values[i]) - float(exact))
+                assert error <= 400 * U * max(size, 1e-3), (label, values[i], exact)
+                agree(
+                    by_model[i],
+                    q.sigma - p.sigma,
+                    "float32",
+                    1e3 / max(1e-2, float(np.abs(q.sigma - p.sigma).sum())),
+                    label,
+                )
+
+
+def test_there_are_enough_cases():
+    rows_of = len(SIZES) * ROWS
+    assert 4 * rows_of * 4 + 4 * rows_of * 2 + 2 * rows_of * len(OPTIONS) + 2 * rows_of >= 2000
