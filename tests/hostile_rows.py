@@ -39,7 +39,8 @@ class Row:
     def __init__(self, x, where=None):
         x = np.asarray(x, np.float64).astype(L)
         self.masked = where is not None
-        self.kept = (np.ones(len(x), bool) if where is None else where) & ~(x == -INF)
+        self.within = np.ones(len(x), bool) if where is None else where
+        self.kept = self.within & ~(x == -INF)
         self.x = np.where(self.kept, x, -INF)
         self.has_nan = bool(np.isnan(self.x[self.kept]).any())
         self.has_inf = bool((self.x == INF).any())
@@ -63,10 +64,7 @@ class Row:
     def softmax(self):
         if self.is_empty:
             return np.full(len(self.x), 0 if self.masked else NAN)
-        return self.sigma if self.is_plain else np.where(self.kept | ~self._masked_out(), NAN, 0)
-
-    def _masked_out(self):
-        return ~self.kept if self.masked else np.zeros(len(self.x), bool)
+        return self.sigma if self.is_plain else np.where(self.within, NAN, 0)
 
     def surprise(self):
         """−log σ, 0 for what is excluded."""
@@ -97,5 +95,8 @@ class Row:
         if self.has_nan or self.has_inf:
             return NAN, np.full(len(self.x), NAN)
         s = self.surprise()
-        positive = np.where(self.sigma > 0, s, 0)
-        return np.sum(self.sigma * positive), -self.product(-positive)
+        value = np.sum(self.sigma * np.where(self.sigma > 0, s, 0))
+        if self.is_empty:
+            return value, np.zeros(len(self.x))
+        down = np.where(self.sigma > 0, self.x - np.max(self.x), 0)  # log σ, but for a constant
+        return value, -self.product(down)

@@ -50,9 +50,10 @@ def mixed(
         loss = _weighted(1 - s, surprise) + _weighted(s, uniform())
     if not _is_zero(z):
         normalizer = log_normalizer()
-        is_infinite = jnp.isinf(normalizer)
-        square = jnp.where(is_infinite, jnp.inf, jnp.where(is_infinite, 0, normalizer) ** 2)
-        loss = loss + _weighted(z, square)
+        z, is_infinite = jnp.asarray(z, normalizer.dtype), jnp.isinf(normalizer)
+        finite = jnp.where(is_infinite, 0, normalizer)
+        infinite = jnp.where(is_infinite & (z > 0), jnp.inf, 0)
+        loss = loss + (z * finite * finite + infinite)
     return loss
 
 

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, wide
-from jaxsoftjac._rows import ClassAxes, class_logits, depth, has_classes, nan_unless, statistics
+from jaxsoftjac._rows import ClassAxes, class_logits, depth, has_classes, nan_unless, statistics, top_of
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.functions import log1p_rest, log_softmax_rows, softmax_rows
 from jaxsoftjac.products import centre, softmax_product, where_positive
@@ -117,10 +117,11 @@ def _entropy_jvp(classes, primals, tangents):
 @recomputed(static_argnums=(2,))
 def _entropy_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
     row = wide(x)
-    surprise = -jnp.maximum(log_softmax_rows(row, classes), _LOWEST)
-    # H = Σ σ·(−log σ), and Σ σ d(log σ) = 0: only dσ counts.
+    # H = Σ σ·(−log σ), and Σ σ d(log σ) = 0: only dσ counts, and its sum is 0, so that the depth
+    # below the top may stand for −log σ.
+    down = jnp.maximum(depth(row, top_of(row, classes)), _LOWEST)
     product = softmax_product(wide(tangent), softmax_rows(row, classes), classes)
-    return classes.sum(product * surprise).astype(tangent.dtype)
+    return -classes.sum(product * down).astype(tangent.dtype)
 
 
 _LOWEST = -1000.0  # log of what is 0 in every dtype
@@ -170,19 +171,19 @@ def _pair(x: jax.Array, y: jax.Array, classes: ClassAxes):
     delta = jnp.where(has_both, log_q, 0) - jnp.where(has_both, log_p, 0)
     close, is_close = _from_difference(x, y, p, classes)
     delta = jnp.where(is_close, jnp.where(has_both, close, 0), delta)
-    return q, p, delta, has_both, (p != 0) & ~model_has
+    return q, p, delta, has_both, (p > 0) & ~model_has
 
 
 def _from_difference(
     x: jax.Array, y: jax.Array, p: jax.Array, classes: ClassAxes
 ) -> tuple[jax.Array, jax.Array]:
     """Δ from the difference of the logits, and whether that is nearly constant."""
-    both = (x != -jnp.inf) & (y != -jnp.inf)
-    d = jnp.where(both, x, 0) / 2 - jnp.where(both, y, 0) / 2  # the whole could overflow
-    d = centre(d, jnp.where(both, p, 0), classes)
-    apart = classes.max(jnp.where(both, jnp.abs(d), jnp.where(x != y, 1.0, 0.0).astype(d.dtype)))
-    close = jnp.where(apart < 0.25, 2 * jnp.where(apart < 0.25, d, 0), 0)
-    return close - jnp.log1p(classes.sum(p * jnp.expm1(close))), apart < 0.25
+    both, only_one = (x != -jnp.inf) & (y != -jnp.inf), (x != -jnp.inf) != (y != -jnp.inf)
+    x, y = (jnp.maximum(depth(a, top_of(a, classes)), _LOWEST) for a in (x, y))
+    d = centre(jnp.where(both, x - y, 0), jnp.where(both, p, 0), classes)
+    apart = classes.max(jnp.where(only_one, 1, jnp.abs(d)))
+    close = jnp.where(apart < 0.5, d, 0)
+    return close - jnp.log1p(classes.sum(p * jnp.expm1(close))), apart < 0.5
 
 
 def _excess_of_exp(delta: jax.Array) -> jax.Array:
