@@ -1,5 +1,9 @@
 """The derivatives of softmax in JAX: exact, structured, in every mode and to every order."""
 
+import warnings as _warnings
+
+import jax as _jax
+
 from jaxsoftjac.attention import dot_product_attention as dot_product_attention
 from jaxsoftjac.curvature import fisher_product as fisher_product
 from jaxsoftjac.curvature import gauss_newton_diagonal as gauss_newton_diagonal
@@ -30,3 +34,10 @@ from jaxsoftjac.products import softmax_vjp as softmax_vjp
 from jaxsoftjac.transforms import hessian as hessian
 from jaxsoftjac.transforms import hvp as hvp
 from jaxsoftjac.transforms import jacobian as jacobian
+
+if _jax.__version_info__ == (0, 10, 2):
+    _warnings.warn(
+        "JAX 0.10.2 computes products with the softmax Jacobian wrongly under jit on CPU "
+        "(jax issue 39103): use JAX 0.10.1, or 0.11 and later",
+        stacklevel=2,
+    )

@@ -174,7 +174,7 @@ def test_kl_divergence_and_its_gradients(K, masked):
             assert np.isfinite(np.asarray(by_target[i])).all(), label
         else:
             both_kept = p.kept & q.kept & (p.sigma > 0)
-            ratio = np.where(both_kept, np.where(both_kept, p.log_sigma - q.log_sigma, 0), 0)
+            ratio = np.where(both_kept, p.log_sigma, 0) - np.where(both_kept, q.log_sigma, 0)
             exact = np.sum(p.sigma * ratio)
             # Each log has its own rounding, of the size of the entropies that are subtracted.
             size = float(np.sum(p.sigma * np.abs(ratio)) + 1e-30)

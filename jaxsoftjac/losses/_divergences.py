@@ -13,7 +13,15 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, wide
-from jaxsoftjac._rows import ClassAxes, class_logits, depth, has_classes, nan_unless, statistics, top_of
+from jaxsoftjac._rows import (
+    ClassAxes,
+    class_logits,
+    depth,
+    has_classes,
+    nan_unless,
+    statistics,
+    top_of,
+)
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.functions import log1p_rest, log_softmax_rows, softmax_rows
 from jaxsoftjac.products import centre, softmax_product, where_positive

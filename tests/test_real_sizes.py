@@ -1,0 +1,130 @@
+"""Under jit, at sizes where compilers fuse and parallelise, against float64 NumPy.
+
+JAX 0.10.2's CPU compiler is wrong here, where σ is broadcast against a batch of vectors.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoftjac as jsj
+
+pytestmark = pytest.mark.once
+
+SHAPES = [(1257, 10), (40, 1000), (2, 50000)]  # three vectors of that shape: over 32768 elements
+
+
+def close(found, exact, tolerance=3e-5):
+    found, exact = np.asarray(found, np.float64), np.asarray(exact)
+    assert found.shape == exact.shape
+    assert np.abs(found - exact).max() <= tolerance * np.abs(exact).max()
+
+
+@functools.cache
+def arrays(shape):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(2, *shape)).astype(np.float32) * 2
+    v = random.normal(size=(3, *shape)).astype(np.float32)
+    return x, y, v, random.integers(0, shape[1], shape[0])
+
+
+def sigma_of(x):
+    e = np.exp(np.asarray(x, np.float64) - np.max(x, -1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def product(sigma, v):
+    v = np.asarray(v, np.float64)
+    return sigma * (v - (sigma * v).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_of_several_vectors(shape, batched):
+    x, _, v, _ = arrays(shape)
+    logits = np.stack([x, x / 2, -x]) if batched else x
+    in_axes = (0, 0 if batched else None)
+
+    @jax.jit
+    def products(v, x):
+        sigma = jsj.softmax(x)
+        J = jsj.SoftmaxJacobian(sigma)
+        both = functools.partial(jax.vmap, in_axes=in_axes)
+        mv = jax.vmap(lambda v, s: jsj.SoftmaxJacobian(s).mv(v), in_axes)(v, sigma)
+        columns = J @ jnp.moveaxis(v, 0, -1) if not batched else jnp.moveaxis(mv, 0, -1)
+        return (
+            both(jsj.softmax_vjp)(v, sigma),
+            both(jsj.softmax_jvp)(v, sigma),
+            both(lambda v, x: jax.jvp(jsj.softmax, (x,), (v,))[1])(v, x),
+            both(lambda v, x: jax.vjp(jsj.softmax, x)[1](v)[0])(v, x),
+            mv,
+            jnp.moveaxis(columns, -1, 0),
+        )
+
+    exact = product(sigma_of(logits), v)
+    for found in products(v, logits):
+        close(found, exact)
+    log_jvp = jax.jit(jax.vmap(lambda v, x: jax.jvp(jsj.log_softmax, (x,), (v,))[1], in_axes))
+    v64, sigma = np.asarray(v, np.float64), sigma_of(logits)
+    close(log_jvp(v, logits), v64 - (sigma * v64).sum(-1, keepdims=True))
+    second = jax.jit(
+        jax.vmap(lambda v, x: jsj.softmax_second_derivative(v, v, jsj.softmax(x)), in_axes)
+    )
+    centred = v64 - (sigma * v64).sum(-1, keepdims=True)
+    close(second(v, logits), product(sigma, centred**2), 2e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_losses_and_their_hessian_products(shape):
+    x, y, v, labels = arrays(shape)
+    sigma, target = sigma_of(x), sigma_of(y)
+    one_hot = np.eye(shape[1])[labels] if shape[1] <= 1000 else None
+    if one_hot is None:
+        one_hot = np.zeros(shape)
+        one_hot[np.arange(shape[0]), labels] = 1
+    log_sigma, log_target = np.log(sigma), np.log(target)
+    losses = {
+        "labels": (lambda x: jsj.cross_entropy(x, labels), sigma - one_hot, 1),
+        "probabilities": (
+            lambda x: jsj.cross_entropy(x, jnp.asarray(target, jnp.float32)),
+            sigma - target,
+            1,
+        ),
+        "logsumexp": (lambda x: jsj.logsumexp(x, axis=-1), sigma, 1),
+        "kl": (lambda x: jsj.kl_divergence(x, y), sigma - target, 1),
+        "entropy": (jsj.entropy, -product(sigma, log_sigma), 0),
+    }
+    for f, gradient, is_convex in losses.values():
+        total = jax.jit(jax.grad(lambda x, f=f: jnp.sum(f(x))))
+        close(total(x), gradient)
+        pushed = jax.jit(lambda x, f=f: jax.vmap(lambda v: jax.jvp(f, (x,), (v,))[1])(v))(x)
+        close(pushed, (gradient * np.asarray(v, np.float64)).sum(-1))
+        hvp = jax.jit(lambda x, total=total: jax.vmap(lambda v: jax.jvp(total, (x,), (v,))[1])(v))
+        if is_convex:
+            close(hvp(x), product(sigma, v))
+    by_target = jax.jit(jax.grad(lambda y: jnp.sum(jsj.kl_divergence(x, y))))
+    close(by_target(y), product(target, log_target - log_sigma))
+
+
+def test_a_hessian_and_a_gauss_newton_matrix_of_a_linear_model():
+    x, _, _, labels = arrays((1257, 10))
+    X = x[:, :4].astype(np.float64)
+    W = np.random.default_rng(1).normal(size=(4, 10)).astype(np.float32)
+    sigma = sigma_of(X @ W)
+    J = np.einsum("nk,kl->nkl", sigma, np.eye(10)) - np.einsum("nk,nl->nkl", sigma, sigma)
+    exact = np.einsum("na,nkl,nb->akbl", X, J, X) / len(X)
+    X = jnp.asarray(X, jnp.float32)
+    close(jax.jit(jax.hessian(lambda W: jnp.mean(jsj.cross_entropy(X @ W, labels))))(W), exact)
+    gauss_newton = jsj.gauss_newton_product(lambda W, X: X @ W)
+    basis = np.eye(40, dtype=np.float32).reshape(40, 4, 10)
+    found = jax.jit(lambda W: jax.vmap(lambda t: gauss_newton(W, X, labels, t))(basis))(W)
+    close(found.reshape(4, 10, 4, 10), exact)
+    linear = jax.jit(
+        jax.hessian(
+            lambda W: jsj.linear_cross_entropy(X, W, labels, reduction="mean", block_size=4)
+        )
+    )
+    close(linear(W), exact)
