@@ -1,0 +1,126 @@
+"""JAX's own debugging modes find nothing in results that are finite; eager calls compile once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import quick_jit
+
+import jaxsoftjac as jsj
+
+pytestmark = pytest.mark.once
+
+INF = np.inf
+ROWS = np.float32([[0, 1, -2, 3], [-INF, 0, 5, -INF], [40, 0, -INF, 1]])
+WHERE = np.array([[True, True, False, True], [False, True, True, False], [False] * 4])
+LABELS = np.array([0, 2, 1])
+KERNEL = np.float32(np.random.default_rng(0).normal(size=(4, 6)))
+
+
+def masked(f, **options):
+    return lambda x: f(jnp.where(jnp.isnan(x), 0, x), where=WHERE, **options)
+
+
+FUNCTIONS = {
+    "softmax": jsj.softmax,
+    "softmax, where": masked(jsj.softmax),
+    "logsumexp": functools.partial(jsj.logsumexp, axis=-1),
+    "logsumexp, b": functools.partial(jsj.logsumexp, axis=-1, b=np.float32([1, 0, 2, -0.5])),
+    "softmax_vjp": lambda x: jsj.softmax_vjp(x, jsj.softmax(x)),
+    "cross_entropy": lambda x: jsj.cross_entropy(x, LABELS, ignore_index=1),
+    "cross_entropy, options": lambda x: jsj.cross_entropy(
+        x, LABELS, label_smoothing=0.1, z_loss=0.1, ignore_index=1
+    ),
+    "cross_entropy, where": masked(jsj.cross_entropy, labels=np.array([0, 1, -1]), ignore_index=-1),
+    "cross_entropy, probabilities": lambda x: jsj.cross_entropy(
+        x, np.float32(np.eye(4)[[0, 1, 0]])
+    ),
+    "entropy": jsj.entropy,
+    "entropy, where": masked(jsj.entropy),
+    "kl_divergence": lambda x: jsj.kl_divergence(x, jnp.where(jnp.isinf(x), x, jnp.cos(x))),
+    "softmax_jacobian": jsj.softmax_jacobian,
+    "cross_entropy_hessian": lambda x: jsj.cross_entropy_hessian(
+        x, np.array([0, 1, 3]), z_loss=0.1
+    ),
+    "linear_cross_entropy": lambda x: jsj.linear_cross_entropy(
+        jnp.where(jnp.isinf(x), 0, x), KERNEL, LABELS, ignore_index=1, block_size=4
+    ),
+}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_debug_nans_finds_none(name, compiled):
+    f = FUNCTIONS[name]
+
+    def total(x):
+        return jnp.sum(f(x))
+
+    with jax.debug_nans(True), jax.disable_jit(not compiled):
+        x = jnp.asarray(ROWS)
+        for result in (f(x), jax.grad(total)(x), jax.jvp(f, (x,), (jnp.ones_like(x),))[1]):
+            assert np.all(~np.isnan(np.asarray(result)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nothing_leaks(name):
+    f = FUNCTIONS[name]
+    with jax.checking_leaks():
+        quick_jit(jax.grad(lambda x: jnp.sum(f(x))))(jnp.asarray(ROWS))
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if "where" not in n])
+def test_a_second_eager_call_does_not_compile(name, caplog):
+    x = jnp.asarray(ROWS)
+    FUNCTIONS[name](x)
+    with jax.log_compiles():
+        FUNCTIONS[name](x + 1)
+        compiled = [r.message for r in caplog.records if "Compiling" in r.message]
+        FUNCTIONS[name](x + 2)
+    assert [r.message for r in caplog.records if "Compiling" in r.message] == compiled
+
+
+def test_a_fused_producer_does_not_miss_the_top():
+    x = jnp.asarray([[3e10, 1e10, 2.9e10], [1e30, -1e30, 9e29]], jnp.float32)
+    for f in (jsj.softmax, lambda x: jnp.exp(jsj.log_softmax(x))):
+        np.testing.assert_array_equal(jax.jit(lambda x, f=f: f(x / 3))(x), [[1, 0, 0]] * 2)
+    loss = jax.jit(jax.value_and_grad(lambda x: jnp.sum(jsj.cross_entropy(x / 3, [0, 0]))))
+    value, gradient = loss(x)
+    assert value == 0
+    assert not np.any(np.asarray(gradient))
+
+
+EXCLUDED = {
+    "softmax": lambda x: jsj.softmax(x),
+    "log_softmax": lambda x: jnp.where(jnp.isinf(x), 0, jsj.log_softmax(x)),
+    "logsumexp": lambda x: jsj.logsumexp(x, axis=-1),
+    "cross_entropy": lambda x: jsj.cross_entropy(x, np.array([1, 1])),
+    "entropy": jsj.entropy,
+    "kl_divergence": lambda x: jsj.kl_divergence(x, jnp.where(jnp.isinf(x), x, jnp.cos(x))),
+    "SoftmaxJacobian.mv": lambda x: jsj.SoftmaxJacobian.from_logits(x).mv(jnp.ones_like(x)),
+    "softmax, where": lambda x: jsj.softmax(x, where=np.array([True, True, False, True])),
+}
+
+
+@pytest.mark.parametrize("name", EXCLUDED)
+def test_reverse_over_reverse_through_a_scan_with_excluded_classes(name):
+    """JAX 0.10's scan drops the rules there, so that the formulas are differentiated."""
+    f, x = EXCLUDED[name], jnp.asarray([[0, 1, -INF, 2], [1, 0, -INF, -100]], jnp.float32)
+
+    def scanned(x):
+        def body(c, _):
+            return c, jnp.sum(jnp.sin(f(c)))
+
+        return jnp.sum(jax.lax.scan(body, x, None, length=2)[1])
+
+    def plain(x):
+        return 2 * jnp.sum(jnp.sin(f(x)))
+
+    v = jnp.asarray(np.random.default_rng(0).normal(size=x.shape), jnp.float32)
+    found, expected = (
+        quick_jit(jax.grad(lambda x, g=g: jnp.vdot(jax.grad(g)(x), v)))(x) for g in (scanned, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not np.any(np.asarray(found)[:, 2])
