@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real
+from jaxsoftjac.attention._layout import AxisName
 
 
 def checked_operands(
@@ -86,6 +87,21 @@ def scalar(name: str, x: Any) -> float | jax.Array:
     if array.shape:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}")
     return as_real(name, x) if isinstance(x, jax.Array) else float(x)
+
+
+def flag(name: str, x: Any) -> bool:
+    """A Python or NumPy truth."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"`{name}` must be a bool, got {type(x).__name__}")
+    return bool(x)
+
+
+def checked_axis_name(x: Any) -> AxisName | None:
+    """The name of a mapped axis, or of several."""
+    names = x if isinstance(x, tuple) else (x,)
+    if x is not None and not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`axis_name` must name one mapped axis or several, got {x!r}")
+    return x
 
 
 def checked_dropout(rate: Any, key: Any) -> tuple[float | jax.Array, jax.Array] | None:

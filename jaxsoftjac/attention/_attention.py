@@ -11,15 +11,17 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import wide
 from jaxsoftjac.attention._arguments import (
     broadcastable,
+    checked_axis_name,
     checked_dropout,
     checked_lengths,
     checked_operands,
     checked_sink,
+    flag,
     scalar,
 )
 from jaxsoftjac.attention._blocks import attend
 from jaxsoftjac.attention._dropout import dropout_of
-from jaxsoftjac.attention._layout import AxisName, Fixed, Operands, Plan, Precision
+from jaxsoftjac.attention._layout import AxisName, Fixed, Operands, Plan
 from jaxsoftjac.attention._plan import band_of, first_key, plan_of, slices_of, softcap_of, span_of
 from jaxsoftjac.attention._results import (
     from_origin,
@@ -47,7 +49,7 @@ class AttentionOptions(TypedDict, total=False):
     dropout_key: jax.Array | None
     broadcast_dropout: bool
     block_size: int | tuple[int, int] | None
-    precision: Precision
+    precision: lax.PrecisionLike
     axis_name: AxisName | None
 
 
@@ -110,7 +112,7 @@ def dot_product_attention(
     dropout_key: jax.Array | None = None,
     broadcast_dropout: bool = False,
     block_size: int | tuple[int, int] | None = None,
-    precision: Precision = None,
+    precision: lax.PrecisionLike = None,
     axis_name: AxisName | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Attention of each head: softmax(QKᵀ·scale + bias) V, as jax.nn.dot_product_attention.
@@ -173,6 +175,7 @@ def dot_product_attention(
         raise ValueError(f"`implementation` must be None or 'xla', got {implementation!r}")
     B, (T, N), S = 1 if q.ndim == 3 else q.shape[0], q.shape[-3:-1], k.shape[-3]
     scale = None if scale is None else scalar("scale", scale)
+    axis_name = checked_axis_name(axis_name)
     softcap = softcap_of(logit_softcap)
     plan = plan_of(
         q,
@@ -195,8 +198,8 @@ def dot_product_attention(
         sink=checked_sink(sink, N),
         dropout=checked_dropout(dropout_rate, dropout_key),
     )
-    o, lse = _attention(arrays, plan, bool(broadcast_dropout))
-    return (o, lse) if return_residual else o
+    o, lse = _attention(arrays, plan, flag("broadcast_dropout", broadcast_dropout))
+    return (o, lse) if flag("return_residual", return_residual) else o
 
 
 class _Arrays(NamedTuple):

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxsoftjac._checks import as_real
 from jaxsoftjac.attention._attention import Causal, dot_product_attention
-from jaxsoftjac.attention._layout import Precision
 
 
 def as_flax_attention(
@@ -23,7 +23,7 @@ def as_flax_attention(
     dropout_rate: float = 0.0,
     deterministic: bool = False,
     dtype: DTypeLike | None = None,
-    precision: Precision = None,
+    precision: lax.PrecisionLike = None,
     module: Any = None,
     is_causal: Causal = False,
 ) -> jax.Array:

@@ -13,7 +13,6 @@ from jax import lax
 from jaxsoftjac.attention._dropout import Dropout
 
 AxisName = str | tuple[str, ...]
-Precision = str | lax.Precision | tuple[str, str] | tuple[lax.Precision, lax.Precision] | None
 
 
 class Operands(NamedTuple):
@@ -50,7 +49,7 @@ class Plan(NamedTuple):
     axis_name: (
         AxisName | None
     )  # over which the keys are split, so that places are not those of the queries
-    precision: Precision  # of the products of matrices
+    precision: lax.PrecisionLike  # of the products of matrices
 
 
 # Arrays by query are [B, K, G, T, …] and arrays by key [B, K, S, …]; axes of blocks stand before.

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxsoftjac.attention._arguments import scalar
-from jaxsoftjac.attention._layout import AxisName, Plan, Precision
+from jaxsoftjac.attention._layout import AxisName, Plan
 
 _EVERY_KEY = 2**30
 
@@ -27,7 +27,7 @@ def plan_of(
     block_size: Any,
     band: tuple[int, int] | None,
     axis_name: AxisName | None,
-    precision: Precision,
+    precision: lax.PrecisionLike,
 ) -> Plan:
     """What is static, for q [B, T, N, H] and k [B, S, K, H]; a scalar that JAX traces is not."""
     (*batch, T, N, H), (S, K) = q.shape, k.shape[-3:-1]
