@@ -128,6 +128,7 @@ def _push_rows(
     """ȯ = Σ p(ṡ − s̄)(v − o) + Σ p v̇, and total·s̄, where s̄ = Σpṡ.
 
     The softmax part is PᵀDP with P = I − 1pᵀ, D = diag(p), in this direction and in the transpose.
+    Sums are of e = p·total, which is at most 1, and are divided by the total once per query.
     """
     scaled = partial(_scaled, sight=sight, plan=plan)
     queries, pushed_queries = jax.jvp(scaled, (rows.query,), (pushed.query,))
@@ -139,24 +140,24 @@ def _push_rows(
         (s, v), (s_tangent, v_tangent) = jax.jvp(
             scores, primals, (pushed_queries, block[1], keys[1].softcap)
         )
-        return jnp.exp(s - done.top) * share, s_tangent, v, v_tangent
+        return jnp.exp(s - done.top), s_tangent, v, v_tangent
 
     def add_mean(mean, block, seen, position):
-        p, s_tangent, _, _ = pushed_scores(block, seen)
-        return mean + jnp.sum(p * s_tangent, -1, keepdims=True)
+        e, s_tangent, _, _ = pushed_scores(block, seen)
+        return mean + jnp.sum(e * s_tangent, -1, keepdims=True)
 
     def add_centred(carry, block, seen, position):
-        p, s_tangent, v, v_tangent = pushed_scores(block, seen)
-        w = p * (s_tangent - mean)
+        e, s_tangent, v, v_tangent = pushed_scores(block, seen)
+        w = e * (s_tangent - mean)
         rest = carry[0] + jnp.sum(w, -1, keepdims=True)
-        w, p = (dropped(x, places.dropout, sight.bits, position) for x in (w, p))
-        return rest, carry[1] + _mix(w, v, plan) + _mix(p, v_tangent, plan)
+        w, e = (dropped(x, places.dropout, sight.bits, position) for x in (w, e))
+        return rest, carry[1] + _mix(w, v, plan) + _mix(e, v_tangent, plan)
 
     zero, zeros = _zeros(queries.query, keys[0].value)
     blocks = keys[0].between(rows), keys[1].between(pushed)
-    mean = _scan(add_mean, zero, blocks, sight, places, reach)
+    mean = share * _scan(add_mean, zero, blocks, sight, places, reach)
     rest, acc = _scan(add_centred, (zero, zeros), blocks, sight, places, reach)
-    return acc - rest * done.output, done.total * (mean + rest)
+    return share * (acc - rest * done.output), done.total * mean + rest
 
 
 def _nonzero(total: jax.Array) -> jax.Array:

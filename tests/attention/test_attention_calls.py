@@ -124,7 +124,7 @@ def options_of_all_kinds():
         "logit_softcap": 2.0,
         "dropout_rate": 0.3,
         "dropout_key": KEY,
-        "block_size": (2, 2),
+        "block_size": (3, 2),
     }
 
 
@@ -140,7 +140,7 @@ def modes_of_all_kinds():
     return every_mode(f, tuple(map(jnp.ones_like, x))), x
 
 
-@pytest.mark.parametrize("mode", every_mode(None, ()))
+@pytest.mark.parametrize("mode", ["value", "jvp", "gradient", "reverse over reverse"])
 def test_no_operation_makes_a_nan(mode):
     modes, x = modes_of_all_kinds()
     f = checkify.checkify(modes[mode], errors=checkify.nan_checks)
