@@ -184,6 +184,7 @@ def dot_product_attention(
         softcap=softcap,
         block_size=block_size,
         band=band_of(is_causal, local_window_size, slices_of(axis_name) * S - T),
+        has_lengths=query_seq_lengths is not None or key_value_seq_lengths is not None,
         axis_name=axis_name,
         precision=precision,
     )

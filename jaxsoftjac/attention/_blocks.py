@@ -21,6 +21,7 @@ from jaxsoftjac._rules import recomputed
 from jaxsoftjac.attention._dropout import dropped
 from jaxsoftjac.attention._layout import (
     Fixed,
+    Group,
     KeyBlock,
     KeyBlocks,
     Operands,
@@ -59,8 +60,8 @@ def attend(operands: Operands, fixed: Fixed, plan: Plan) -> Rows:
     rows, keys = operand_blocks(operands, plan, size)
     sight, places = fixed_blocks(fixed, plan, size)
 
-    def function(block, reach):
-        return _softmax_rows(block[0], block[1], keys, places, plan, reach)
+    def function(block, group):
+        return _softmax_rows(block[0], block[1], keys, places, plan, group)
 
     return Rows(*_map(function, (rows, sight), plan, size))
 
@@ -84,9 +85,9 @@ def _push(
     done = Rows(*(by_query(by_head(x, plan), plan) for x in columns))
     keys = primals[1], tangents[1]
 
-    def function(block, reach):
+    def function(block, group):
         rows, pushed, done, sight = block
-        return _push_rows(rows, pushed, done, sight, keys, places, plan, reach)
+        return _push_rows(rows, pushed, done, sight, keys, places, plan, group)
 
     return _map(function, (primals[0], tangents[0], done, sight), plan, size)
 
@@ -95,7 +96,7 @@ def _push(
 
 
 def _softmax_rows(
-    rows: QueryBlock, sight: Sight, keys: KeyBlocks, places: Places, plan: Plan, reach: int
+    rows: QueryBlock, sight: Sight, keys: KeyBlocks, places: Places, plan: Plan, group: Group
 ) -> Rows:
     """The top score so far, and Σp and Σp(v − origin) relative to it."""
     queries = _scaled(rows.query, sight, plan)
@@ -111,7 +112,7 @@ def _softmax_rows(
 
     zero, zeros = _zeros(queries.query, keys.value)
     carry = zero + float(jnp.finfo(zero.dtype).min), zero, zeros
-    top, total, acc = _scan(step, carry, keys.between(rows), sight, places, reach)
+    top, total, acc = _scan(step, carry, keys.between(rows), sight, places, group)
     return Rows(acc / _nonzero(total), total, top)
 
 
@@ -123,7 +124,7 @@ def _push_rows(
     keys: tuple[KeyBlocks, KeyBlocks],
     places: Places,
     plan: Plan,
-    reach: int,
+    group: Group,
 ) -> tuple[jax.Array, jax.Array]:
     """ȯ = Σ p(ṡ − s̄)(v − o) + Σ p v̇, and total·s̄, where s̄ = Σpṡ.
 
@@ -155,8 +156,8 @@ def _push_rows(
 
     zero, zeros = _zeros(queries.query, keys[0].value)
     blocks = keys[0].between(rows), keys[1].between(pushed)
-    mean = share * _scan(add_mean, zero, blocks, sight, places, reach)
-    rest, acc = _scan(add_centred, (zero, zeros), blocks, sight, places, reach)
+    mean = share * _scan(add_mean, zero, blocks, sight, places, group)
+    rest, acc = _scan(add_centred, (zero, zeros), blocks, sight, places, group)
     return share * (acc - rest * done.output), done.total * mean + rest
 
 
@@ -223,7 +224,7 @@ def _zeros(q: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _scan(
-    step: Callable[..., Any], carry: Any, blocks: Any, sight: Sight, places: Places, reach: int
+    step: Callable[..., Any], carry: Any, blocks: Any, sight: Sight, places: Places, group: Group
 ) -> Any:
     """`step` over the blocks of keys, except those that no query sees.
 
@@ -233,8 +234,9 @@ def _scan(
     """
     size, span = jax.tree.leaves(blocks)[0].shape[-2], sight.span
     xs = blocks, sight.mask, places.positions
-    if reach < places.positions.shape[0]:
-        xs = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, sight.first_block, reach), xs)
+    if group.reach < places.positions.shape[0]:
+        first = sight.first_block
+        xs = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, group.reach), xs)
 
     @recomputed
     def body(carry, x):
@@ -242,6 +244,8 @@ def _scan(
         if span is None:
             return step(carry, block, mask, position), None
         visit = recomputed(partial(_step_in_span, step, size))
+        if not group.skips:
+            return visit(carry, block, mask, span, position), None
         sees = _anywhere(_sees(span, position, size))
         return lax.cond(sees, visit, _skip, carry, block, mask, span, position), None
 
@@ -284,9 +288,9 @@ def _step_in_span(step, size, carry, block, mask, span, position):
 def _map(function: Callable[..., Any], blocks: Any, plan: Plan, size: int) -> tuple[jax.Array, ...]:
     """`function` of every block of queries; its first result [B, T, N, D], the others [B, T, N]."""
     results = []
-    for group, reach in groups_of(plan, size):
-        of_block = partial(function, reach=reach)
-        part = jax.tree.map(lambda x, group=group: x[group], blocks)
+    for group in groups_of(plan, size):
+        of_block = partial(function, group=group)
+        part = jax.tree.map(lambda x, group=group: x[group.blocks], blocks)
         if 0 < plan.queries <= plan.query_block:
             one = of_block(jax.tree.map(lambda x: x[0], part))
             results.append(jax.tree.map(lambda x: x[None], one))

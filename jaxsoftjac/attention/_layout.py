@@ -46,9 +46,8 @@ class Plan(NamedTuple):
     query_block: int
     key_blocks: tuple[int, int]  # of the primal, and of the tangent program
     band: tuple[int, int] | None  # how many keys before and after its own place a query can see
-    axis_name: (
-        AxisName | None
-    )  # over which the keys are split, so that places are not those of the queries
+    has_lengths: bool  # so that some blocks that a band lets a query see are empty
+    axis_name: AxisName | None  # over which the keys are split, with places of their own
     precision: lax.PrecisionLike  # of the products of matrices
 
 
@@ -177,14 +176,28 @@ def seen_blocks(plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray]:
     return first, -(-np.clip(begin + plan.query_block + after, 0, plan.keys) // size)
 
 
-def groups_of(plan: Plan, size: int) -> list[tuple[slice, int]]:
-    """Slices of the query blocks, and how many key blocks any block of each slice sees.
+class Group(NamedTuple):
+    """Neighbouring blocks of queries that go through as many blocks of keys."""
 
-    There are four where the first ones see fewer, as under a causal mask: they then skip fewer.
+    blocks: slice
+    reach: int  # how many blocks of keys any of them sees
+    skips: bool  # whether one of them may see none of the keys of a block
+
+
+def groups_of(plan: Plan, size: int) -> list[Group]:
+    """Groups of the query blocks: four where the first ones see fewer keys, as under a causal mask.
+
+    They then skip fewer, and where there is nothing to skip, there is no branch to compile.
     """
     first, last = seen_blocks(plan, size)
     count, reach = len(first), np.maximum(last - first, 1)
     parts = 4 if count >= 4 and reach[0] < np.max(reach, initial=1) else 1
     bounds = [count * i // parts for i in range(parts + 1)]
-    groups = [slice(*bounds[i : i + 2]) for i in range(parts)]
-    return [(group, int(np.max(reach[group], initial=1))) for group in groups]
+    anywhere = plan.has_lengths or plan.axis_name is not None
+    groups = []
+    for i in range(parts):
+        blocks = slice(*bounds[i : i + 2])
+        is_even = np.ptp(first[blocks]) == 0 and np.ptp(last[blocks]) == 0 if count else True
+        farthest = int(np.max(reach[blocks], initial=1))
+        groups.append(Group(blocks, farthest, anywhere or not is_even))
+    return groups

@@ -26,6 +26,7 @@ def plan_of(
     softcap: Any,
     block_size: Any,
     band: tuple[int, int] | None,
+    has_lengths: bool,
     axis_name: AxisName | None,
     precision: lax.PrecisionLike,
 ) -> Plan:
@@ -46,6 +47,7 @@ def plan_of(
         query_block=even[0],
         key_blocks=(even[1], even[2]),
         band=band,
+        has_lengths=has_lengths,
         axis_name=axis_name,
         precision=precision,
     )
