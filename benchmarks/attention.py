@@ -2,8 +2,8 @@
 
 Prints the time over that of jax.nn.dot_product_attention (torch's beside it where it is installed)
 and the temporaries of the forward pass, the gradient, the jvp and the three Hessian-vector
-products, causal time over non-causal time, and errors of the gradient in bfloat16 on values with a
-large common part.
+products, causal time over non-causal time, calls outside `jit`, and errors of the gradient in
+bfloat16 on values with a large common part.
 """
 
 import functools
@@ -121,6 +121,23 @@ def causal(report: Report, n: int, rounds: int) -> None:
     report.claims.append(Claim(f"causal over non-causal time at n = {n}", 0.65, slowest))
 
 
+def eager(report: Report, n: int, rounds: int) -> None:
+    """Calls outside `jit`, after the first one, which compiles."""
+    x, rows, slowest = operands(n, 2), [], 0.0
+    for name in ("forward", "gradient"):
+        calls = {
+            "ours": functools.partial(modes(dot_product_attention)[name], *x),
+            "jax.nn": functools.partial(modes(jax.nn.dot_product_attention)[name], *x),
+        }
+        agree(f"{name} outside jit", calls["ours"](), calls["jax.nn"]())
+        times = time_in_turn(calls, rounds)
+        over = ratio(times["ours"], times["jax.nn"])
+        slowest = max(slowest, over.median)
+        rows.append([name, f"{np.median(times['ours']) * 1e3:.1f}", over])
+    report.add(f"Outside jit, n = {n}, 2 heads", ["", "ms", "over jax.nn's"], rows)
+    report.claims.append(Claim("outside jit, over jax.nn's", 1.3, slowest))
+
+
 def exact_gradient(q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray) -> list[np.ndarray]:
     """Gradient of ⟨g, attention⟩ of one head, [n, features], in float64."""
     scale = q.shape[-1] ** -0.5
@@ -170,4 +187,5 @@ def run(quick: bool) -> Report:
     text = f"Hessian-vector products over jax.nn's, n = {middle}"
     report.claims.append(Claim(text, 1.0, slowest))
     causal(report, large, rounds)
+    eager(report, small, rounds)
     return report

@@ -9,3 +9,4 @@
 """
 
 from jaxsoftjac.attention._attention import dot_product_attention as dot_product_attention
+from jaxsoftjac.attention._flax import as_flax_attention as as_flax_attention

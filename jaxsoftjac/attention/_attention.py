@@ -1,23 +1,95 @@
 """`dot_product_attention`: arguments in, blocks through, results put together."""
 
-from typing import Any
+from functools import partial
+from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, wide
+from jaxsoftjac._checks import wide
 from jaxsoftjac.attention._arguments import (
-    band_of,
     broadcastable,
-    check_operands,
+    checked_axis_name,
+    checked_dropout,
+    checked_lengths,
+    checked_operands,
     checked_sink,
-    plan_of,
-    span_of,
+    flag,
+    scalar,
 )
 from jaxsoftjac.attention._blocks import attend
-from jaxsoftjac.attention._layout import Fixed, Operands
+from jaxsoftjac.attention._dropout import dropout_of
+from jaxsoftjac.attention._layout import AxisName, Fixed, Operands, Plan
+from jaxsoftjac.attention._plan import band_of, first_key, plan_of, slices_of, softcap_of, span_of
+from jaxsoftjac.attention._results import (
+    from_origin,
+    logsumexp,
+    over_slices,
+    shift_of,
+    with_sink,
+)
+
+Causal = bool | Literal["bottom_right"]
+
+
+class AttentionOptions(TypedDict, total=False):
+    """The options of `dot_product_attention` but for `return_residual`, which its type rests on."""
+
+    scale: ArrayLike | None
+    is_causal: Causal
+    query_seq_lengths: ArrayLike | None
+    key_value_seq_lengths: ArrayLike | None
+    local_window_size: int | tuple[int, int] | None
+    implementation: Literal["xla"] | None
+    logit_softcap: ArrayLike | None
+    sink: ArrayLike | None
+    dropout_rate: ArrayLike
+    dropout_key: jax.Array | None
+    broadcast_dropout: bool
+    block_size: int | tuple[int, int] | None
+    precision: lax.PrecisionLike
+    axis_name: AxisName | None
+
+
+@overload
+def dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    *,
+    return_residual: Literal[False] = False,
+    **options: Unpack[AttentionOptions],
+) -> jax.Array: ...
+
+
+@overload
+def dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    *,
+    return_residual: Literal[True],
+    **options: Unpack[AttentionOptions],
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+@overload
+def dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    *,
+    return_residual: bool,
+    **options: Unpack[AttentionOptions],
+) -> jax.Array | tuple[jax.Array, jax.Array]: ...
 
 
 def dot_product_attention(
@@ -27,92 +99,162 @@ def dot_product_attention(
     bias: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     *,
-    scale: float | jax.Array | None = None,
-    is_causal: bool = False,
+    scale: ArrayLike | None = None,
+    is_causal: Causal = False,
     query_seq_lengths: ArrayLike | None = None,
     key_value_seq_lengths: ArrayLike | None = None,
     local_window_size: int | tuple[int, int] | None = None,
-    logit_softcap: float | None = None,
-    block_size: int | tuple[int, int] | None = None,
+    implementation: Literal["xla"] | None = None,
     return_residual: bool = False,
+    logit_softcap: ArrayLike | None = None,
     sink: ArrayLike | None = None,
-    axis_name: str | None = None,
-) -> Any:
+    dropout_rate: ArrayLike = 0.0,
+    dropout_key: jax.Array | None = None,
+    broadcast_dropout: bool = False,
+    block_size: int | tuple[int, int] | None = None,
+    precision: lax.PrecisionLike = None,
+    axis_name: AxisName | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Attention of each head: softmax(QKᵀ·scale + bias) V, as jax.nn.dot_product_attention.
 
-    The scores exist in blocks only: memory is O(T + S) in jvp, vjp and every nesting, and blocks
-    that `is_causal`, the window or the lengths empty are not computed. The softmax part of the
-    derivatives is PᵀDP with P = I − 1pᵀ, D = diag(p), on keys and values from which their mean is
-    taken: their common part costs no digits.
+    The scores exist in blocks only: memory is O(T + S) in jvp, vjp and every nesting. Blocks that
+    no query can see, by `is_causal`, the window or the lengths, are skipped. The softmax part of
+    the derivatives is PᵀDP with P = I − 1pᵀ, D = diag(p), on keys and values from which their mean
+    is taken: their common part costs no digits.
 
-    Cost: O(T·S·H) time. Bias and its gradient are as large as the bias that is given.
+    >>> import jax, jax.numpy as jnp
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 8, 2, 4))
+    >>> print(jax.grad(lambda q: jnp.sum(dot_product_attention(q, k, v, is_causal=True)))(q).shape)
+    (1, 8, 2, 4)
+
+    Cost: O(T·S·H) time. Bias and its gradient are as large as the bias that is given. A call
+    outside `jit` is compiled once for each set of shapes and options.
 
     Args:
         query: shape [B, T, N, H] or [T, N, H].
         key: shape [B, S, K, H] or [S, K, H]; each key head serves N / K heads.
         value: shape [B, S, K, D] or [S, K, D].
         bias: added to the scores, after `logit_softcap`; its four axes broadcast to [B, N, T, S].
-        mask: boolean, likewise; True where a query sees a key.
-        scale: factor of QKᵀ, 1/√H by default.
-        is_causal: query t sees keys 0 … t.
+        mask: a boolean that broadcasts to [B, N, T, S]; True where a query sees a key.
+        scale: a scalar, the factor of QKᵀ, 1/√H by default; as a JAX array, differentiable.
+        is_causal: True: query t sees keys 0 … t. "bottom_right": the last query sees all keys, and
+            query t keys 0 … t + S − T, as in decoding after a cache of S − T keys.
         query_seq_lengths: integers [B]; queries from there on give 0.
         key_value_seq_lengths: integers [B]; keys from there on are not seen.
-        local_window_size: (l, r), or one int for both: query t sees keys t − l … t + r.
-        logit_softcap: c > 0 makes the scores c·tanh(QKᵀ·scale / c).
-        block_size: queries and keys of a block, (b, c) or one int; by default suited to caches.
+        local_window_size: (l, r), or one int for both: query t sees keys t − l … t + r, or these
+            places moved by S − T where `is_causal` is "bottom_right".
+        implementation: None or "xla", as jax.nn's; there is one implementation.
         return_residual: also return the logsumexp of each query's scores.
+        logit_softcap: a scalar c > 0 makes the scores c·tanh(QKᵀ·scale / c); as a JAX array,
+            differentiable.
         sink: [N], one more score per head, whose probability goes to no value.
+        dropout_rate: from 0 to below 1: each probability is set to 0 with this chance, and the
+            others are divided by 1 − rate. Which, depends on `dropout_key`, the place of query and
+            key, head and example alone: it is the same in every mode and for every block size.
+        dropout_key: a random key; the same one on all devices that share an `axis_name`.
+        broadcast_dropout: whether all examples and heads drop the same places.
+        block_size: queries and keys of a block, (b, c) or one int; by default suited to caches.
+        precision: of the products of matrices, as jnp.einsum's.
         axis_name: mapped axis (`shard_map`, `vmap`) over which keys, values, bias and mask are
             split in equal slices along S; each device holds all queries, and lengths and places
             are global. Only arrays of the size of the queries are communicated.
 
     Returns:
         Array [B, T, N, D] (or [T, N, D]) in the dtype of `query`; with `return_residual` a pair
-        with logsumexp [B, T, N], differentiable too. A query that sees no key gives 0 and −∞, with
-        gradient 0. Keys and values that no query sees are ignored, NaN included; a NaN or ∞ that a
-        query sees makes its row NaN.
+        with logsumexp [B, T, N], differentiable too, in float32 or wider. A query that sees no key
+        gives 0 and −∞, with gradient 0. Keys and values that no query sees are ignored, NaN
+        included; a NaN or ∞ that a query sees makes its row NaN.
 
     Raises:
         TypeError: an array is boolean or complex, the dtypes of query, key and value differ,
-            `mask` is not boolean, or lengths are not integers.
+            `mask` is not boolean, lengths are not integers, or an option is of another kind.
         ValueError: shapes do not fit each other, or an option is out of range.
     """
-    q, k, v = (as_real(n, x) for n, x in (("query", query), ("key", key), ("value", value)))
-    check_operands(q, k, v)
-    unbatched, dtype = q.ndim == 3, q.dtype
-    if unbatched:
-        q, k, v = q[None], k[None], v[None]
-    B, T, N, H = q.shape
-    shape = B, N, T, k.shape[1]
-    q, k, v = wide(q), wide(k), wide(v)  # here, so that their derivatives are rounded but once
-    if not isinstance(scale, int | float | None):  # learned: JAX differentiates by it here
-        q, scale = q * scale, 1.0
-    band = band_of(is_causal, local_window_size, 2**30)
-    plan = plan_of(q, k, scale, logit_softcap, block_size, band, axis_name is not None)
-    span = span_of(plan, query_seq_lengths, key_value_seq_lengths, B, axis_name)
-    origins = _mean(k, axis_name), _mean(v, axis_name)
-    if logit_softcap is not None:  # the capped scores are not moved along by the keys' origin
-        origins = jnp.zeros_like(origins[0]), origins[1]
-    bias = broadcastable("bias", bias, shape)
-    bias = None if bias is None else bias.astype(q.dtype)
-    sink = None if sink is None else checked_sink(sink, N).astype(q.dtype)
-    operands = Operands(q, k, v, bias)
-    fixed = Fixed(broadcastable("mask", mask, shape), span, *origins)
-    o, lse = attend(_varying(operands, fixed), fixed, plan)
-    key_origin, value_origin = (_per_head(x, N) for x in origins)
-    lse = _where_seen(lse, lse + plan.scale * jnp.sum(q * key_origin, -1), -jnp.inf)
-    if axis_name is not None:
-        o, lse = _over_slices(o, lse, axis_name)
-    o = _where_seen(lse[..., None], o + value_origin, 0)
+    q, k, v = checked_operands(query, key, value)
+    if implementation not in (None, "xla"):
+        raise ValueError(f"`implementation` must be None or 'xla', got {implementation!r}")
+    B, (T, N), S = 1 if q.ndim == 3 else q.shape[0], q.shape[-3:-1], k.shape[-3]
+    scale = None if scale is None else scalar("scale", scale)
+    axis_name = checked_axis_name(axis_name)
+    softcap = softcap_of(logit_softcap)
+    plan = plan_of(
+        q,
+        k,
+        scale=scale,
+        softcap=softcap,
+        block_size=block_size,
+        band=band_of(is_causal, local_window_size, slices_of(axis_name) * S - T),
+        has_lengths=query_seq_lengths is not None or key_value_seq_lengths is not None,
+        axis_name=axis_name,
+        precision=precision,
+    )
+    arrays = _Arrays(
+        *(q, k, v),
+        bias=broadcastable("bias", bias, (B, N, T, S)),
+        mask=broadcastable("mask", mask, (B, N, T, S)),
+        query_lengths=checked_lengths("query_seq_lengths", query_seq_lengths, B),
+        key_lengths=checked_lengths("key_value_seq_lengths", key_value_seq_lengths, B),
+        scale=scale if isinstance(scale, jax.Array) else None,
+        softcap=softcap if isinstance(softcap, jax.Array) else None,
+        sink=checked_sink(sink, N),
+        dropout=checked_dropout(dropout_rate, dropout_key),
+    )
+    o, lse = _attention(arrays, plan, flag("broadcast_dropout", broadcast_dropout))
+    return (o, lse) if flag("return_residual", return_residual) else o
+
+
+class _Arrays(NamedTuple):
+    """All arrays, as they are given."""
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    bias: jax.Array | None
+    mask: jax.Array | None
+    query_lengths: jax.Array | None
+    key_lengths: jax.Array | None
+    scale: jax.Array | None
+    softcap: jax.Array | None
+    sink: jax.Array | None
+    dropout: tuple[float | jax.Array, jax.Array] | None
+
+
+@partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _attention(x: _Arrays, plan: Plan, broadcast_dropout: bool) -> tuple[jax.Array, jax.Array]:
+    """Output and logsumexp: compiled here once where a caller has no jit, inlined where he has."""
+    unbatched, dtype = x.query.ndim == 3, x.query.dtype
+    q, k, v = (wide(a[None] if unbatched else a) for a in (x.query, x.key, x.value))
+    B, T, N, _ = q.shape
+    if x.scale is not None:
+        q = q * x.scale.astype(q.dtype)
+    bias, softcap, sink = (
+        None if a is None else a.astype(q.dtype) for a in (x.bias, x.softcap, x.sink)
+    )
+    origins = _mean(k, plan.axis_name), _mean(v, plan.axis_name)
+    if plan.softcap is not None or softcap is not None:
+        origins = jnp.zeros_like(origins[0]), origins[1]  # capped scores do not move with it
+    dropout = None
+    if x.dropout is not None:
+        rate, random_key = x.dropout
+        shape = (1, T, 1) if broadcast_dropout else (B, T, N)
+        dropout = dropout_of(random_key, rate, shape, first_key(plan), q.dtype)
+        origins = origins[0], jnp.zeros_like(origins[1])  # the weights do not add up to 1
+    span = span_of(plan, x.query_lengths, x.key_lengths)
+    fixed = Fixed(x.mask, span, *origins, dropout)
+    operands = _varying(Operands(q, k, v, bias, softcap), fixed)
+    rows = attend(operands, fixed, plan)
+    if plan.axis_name is not None:
+        rows = over_slices(rows, plan.axis_name)
+    key_origin, value_origin = (_per_head(a, N) for a in origins)
+    shift = shift_of(rows, q, key_origin, plan.scale)
+    rows = from_origin(rows, value_origin)
     if sink is not None:
-        o, lse = _with_sink(o, lse, sink)
-    o, lse = o.astype(dtype), lse.astype(dtype)
-    if unbatched:
-        o, lse = o[0], lse[0]
-    return (o, lse) if return_residual else o
+        rows = with_sink(rows, sink, shift)
+    o, lse = rows.output.astype(dtype), logsumexp(rows, shift)
+    return (o[0], lse[0]) if unbatched else (o, lse)
 
 
-def _varying(operands, fixed):
+def _varying(operands: Operands, fixed: Fixed) -> Operands:
     """The operands, varying over each mapped axis that anything varies over.
 
     The sum over devices, which is the transpose of that, then stands before the loops over blocks
@@ -124,11 +266,7 @@ def _varying(operands, fixed):
     return jax.tree.map(lambda x: x + zero.astype(x.dtype), operands)
 
 
-def _where_seen(lse, x, otherwise):
-    return jnp.where(lse == -jnp.inf, otherwise, x)
-
-
-def _mean(x, axis_name):
+def _mean(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """Mean over the sequence, [B, 1, K, D], without what is not finite; a constant."""
     x = lax.stop_gradient(x)
     x = jnp.where(jnp.isfinite(x), x, 0)
@@ -136,25 +274,7 @@ def _mean(x, axis_name):
     return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
-def _per_head(x, heads):
+def _per_head(x: jax.Array, heads: int) -> jax.Array:
     """[B, 1, K, D] → [B, 1, N, D]."""
     B, one, K, D = x.shape
     return jnp.broadcast_to(x[:, :, :, None], (B, one, K, heads // K, D)).reshape(B, one, heads, D)
-
-
-def _over_slices(o, lse, axis_name):
-    """The results of all keys from those of each device's keys."""
-    top = lax.pmax(lax.stop_gradient(lse), axis_name)
-    top = _where_seen(top, top, 0)
-    weight = jnp.exp(lse - top)
-    total = lax.psum(weight, axis_name)
-    divisor = jnp.where(total == 0, 1, total)
-    o = lax.psum(o * weight[..., None], axis_name) / divisor[..., None]
-    return o, jnp.where(total == 0, -jnp.inf, top + jnp.log(divisor))
-
-
-def _with_sink(o, lse, sink):
-    """One more score per head, whose value is 0."""
-    total = jnp.logaddexp(lse, sink[None, None])
-    kept = jnp.exp(_where_seen(lse, lse - total, -jnp.inf))
-    return o * kept[..., None], total

@@ -2,13 +2,15 @@
 
 Both are scans over blocks of keys inside a map over blocks of queries, so that no array holds a
 number per query and key. The tangent program is linear in the tangents and computes the
-probabilities again from the log-sum-exp; its transpose, by JAX, is the backward pass.
+probabilities again from two numbers per query, exp(score − top) / total: the logarithm of their
+product would lose what the size of the scores eats. Its transpose, by JAX, is the backward pass.
 
 Letters in shapes: B batch, T queries, S keys, N heads, K key heads, G = N / K, H and D features.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,176 +18,241 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxsoftjac._rules import recomputed
+from jaxsoftjac.attention._dropout import dropped
 from jaxsoftjac.attention._layout import (
     Fixed,
+    Group,
+    KeyBlock,
+    KeyBlocks,
     Operands,
+    Places,
     Plan,
+    QueryBlock,
+    Sight,
     by_head,
     by_query,
+    fixed_blocks,
     groups_of,
-    in_blocks,
     joined,
     operand_blocks,
 )
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def attend(operands: Operands, fixed: Fixed, plan: Plan) -> tuple[jax.Array, jax.Array]:
-    """Σⱼ pⱼ(vⱼ − origin), [B, T, N, D], and logsumexpⱼ of the scores, [B, T, N].
+class Rows(NamedTuple):
+    """What is known of each query's row of scores; `total` is 0 where the query sees no key."""
 
-    A query that sees no key gets 0 and −∞.
-    """
+    output: jax.Array  # Σⱼ pⱼ(vⱼ − origin), [B, T, N, D]
+    total: jax.Array  # Σⱼ exp(scoreⱼ − top), [B, T, N]
+    top: jax.Array  # the greatest score, [B, T, N]; a constant to every derivative
+
+
+class Queries(NamedTuple):
+    """A block of queries times `scale`, and what is added to the scores of those with NaN or ∞."""
+
+    query: jax.Array  # [B, K, G, T, H]
+    poison: jax.Array | None  # 0, or ∞ where a query is not finite; None where all keys are seen
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def attend(operands: Operands, fixed: Fixed, plan: Plan) -> Rows:
+    """The rows of all queries, by an online softmax."""
     size = plan.key_blocks[0]
-    return _map(_softmax_rows, *in_blocks(operands, fixed, plan, size), plan, size)
+    rows, keys = operand_blocks(operands, plan, size)
+    sight, places = fixed_blocks(fixed, plan, size)
+
+    def function(block, group):
+        return _softmax_rows(block[0], block[1], keys, places, plan, group)
+
+    return Rows(*_map(function, (rows, sight), plan, size))
 
 
 @attend.defjvp
-def _(plan, primals, tangents):
-    (operands, fixed), (pushed, _) = primals, tangents
-    result = attend(operands, fixed, plan)
-    return result, _push(pushed, operands, fixed, result, plan)
+def _attend_jvp(plan, primals, tangents):
+    rows = attend(*primals, plan)
+    output, total = _push(tangents[0], *primals, rows, plan)
+    return rows, Rows(output, total, jnp.zeros_like(rows.top))
 
 
 @recomputed(static_argnums=(4,))
-def _push(pushed, operands, fixed, result, plan):
-    """Tangents of the result, linear in `pushed`, the tangents of the operands."""
+def _push(
+    pushed: Operands, operands: Operands, fixed: Fixed, done: Rows, plan: Plan
+) -> tuple[jax.Array, ...]:
+    """Tangents of output and total, linear in `pushed`, the tangents of the operands."""
     size = plan.key_blocks[1]
-    rows, keys = in_blocks(operands, fixed, plan, size)
-    row_tangents, key_tangents = operand_blocks(pushed, plan, size)
-    o, lse = result
-    done = tuple(by_query(by_head(x, plan), plan) for x in (o, lse[..., None]))
-    rows, keys = (rows, done, row_tangents), (keys, key_tangents)
-    return _map(_push_rows, rows, keys, plan, size)
+    primals, tangents = (operand_blocks(x, plan, size) for x in (operands, pushed))
+    sight, places = fixed_blocks(fixed, plan, size)
+    columns = done.output, done.total[..., None], done.top[..., None]
+    done = Rows(*(by_query(by_head(x, plan), plan) for x in columns))
+    keys = primals[1], tangents[1]
+
+    def function(block, group):
+        rows, pushed, done, sight = block
+        return _push_rows(rows, pushed, done, sight, keys, places, plan, group)
+
+    return _map(function, (primals[0], tangents[0], done, sight), plan, size)
 
 
 # One block of queries, q [B, K, G, T, H], over blocks of keys [B, K, S, H]: scores [B, K, G, T, S].
 
 
-def _softmax_rows(rows, keys, plan, reach):
-    """The online softmax: the top score so far, and Σp and Σp(v − origin) relative to it."""
-    (q, bias), limits = rows
-    (k, v), positions, origins = keys
-    queries = _scaled(q, limits, plan)
+def _softmax_rows(
+    rows: QueryBlock, sight: Sight, keys: KeyBlocks, places: Places, plan: Plan, group: Group
+) -> Rows:
+    """The top score so far, and Σp and Σp(v − origin) relative to it."""
+    queries = _scaled(rows.query, sight, plan)
 
-    def step(carry, operands, seen):
+    def step(carry, block, seen, position):
         top, total, acc = carry
-        s, v = _scores(queries, operands, seen, origins, plan)
-        new_top = jnp.maximum(top, jnp.max(s, -1, keepdims=True))
+        s, v = _scores(queries, block, keys.softcap, seen, places, plan)
+        new_top = lax.stop_gradient(jnp.maximum(top, jnp.max(s, -1, keepdims=True)))
         p, kept = jnp.exp(s - new_top), jnp.exp(top - new_top)
         total = total * kept + jnp.sum(p, -1, keepdims=True)
-        return new_top, total, acc * kept + _mix(p, v)
+        p = dropped(p, places.dropout, sight.bits, position)
+        return new_top, total, acc * kept + _mix(p, v, plan)
 
-    zero, zeros = _zeros(queries[0], v)
+    zero, zeros = _zeros(queries.query, keys.value)
     carry = zero + float(jnp.finfo(zero.dtype).min), zero, zeros
-    top, total, acc = _scan(step, carry, (k, v, bias), limits, positions, reach)
-    return acc / jnp.where(total == 0, 1, total), top + jnp.log(total)
+    top, total, acc = _scan(step, carry, keys.between(rows), sight, places, group)
+    return Rows(acc / _nonzero(total), total, top)
 
 
-def _push_rows(rows, keys, plan, reach):
-    """ȯ = Σ p(ṡ − s̄)(v − o) + Σ p v̇ and the mean s̄ = Σpṡ, which is the tangent of logsumexp.
+def _push_rows(
+    rows: QueryBlock,
+    pushed: QueryBlock,
+    done: Rows,
+    sight: Sight,
+    keys: tuple[KeyBlocks, KeyBlocks],
+    places: Places,
+    plan: Plan,
+    group: Group,
+) -> tuple[jax.Array, jax.Array]:
+    """ȯ = Σ p(ṡ − s̄)(v − o) + Σ p v̇, and total·s̄, where s̄ = Σpṡ.
 
     The softmax part is PᵀDP with P = I − 1pᵀ, D = diag(p), in this direction and in the transpose.
+    Sums are of e = p·total, which is at most 1, and are divided by the total once per query.
     """
-    ((q, bias), limits), (o, lse), (q_tangent, bias_tangent) = rows
-    ((k, v), positions, origins), (k_tangent, v_tangent) = keys
-    queries, queries_tangent = jax.jvp(lambda q: _scaled(q, limits, plan), (q,), (q_tangent,))
-    lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)  # p = 0 where no key is seen
+    scaled = partial(_scaled, sight=sight, plan=plan)
+    queries, pushed_queries = jax.jvp(scaled, (rows.query,), (pushed.query,))
+    share = 1 / _nonzero(done.total)
 
     def pushed_scores(block, seen):
-        scores = partial(_scores, seen=seen, origins=origins, plan=plan)
-        primals, tangents = (queries, block[0]), (queries_tangent, block[1])
-        (s, v), (s_tangent, v_tangent) = jax.jvp(scores, primals, tangents)
-        return jnp.exp(s - lse), s_tangent, v, v_tangent
+        scores = partial(_scores, seen=seen, places=places, plan=plan)
+        primals = queries, block[0], keys[0].softcap
+        (s, v), (s_tangent, v_tangent) = jax.jvp(
+            scores, primals, (pushed_queries, block[1], keys[1].softcap)
+        )
+        return jnp.exp(s - done.top), s_tangent, v, v_tangent
 
-    def add_mean(mean, block, seen):
-        p, s_tangent, _, _ = pushed_scores(block, seen)
-        return mean + jnp.sum(p * s_tangent, -1, keepdims=True)
+    def add_mean(mean, block, seen, position):
+        e, s_tangent, _, _ = pushed_scores(block, seen)
+        return mean + jnp.sum(e * s_tangent, -1, keepdims=True)
 
-    def add_centred(carry, block, seen):
-        p, s_tangent, v, v_tangent = pushed_scores(block, seen)
-        w = p * (s_tangent - mean)
-        return carry[0] + jnp.sum(w, -1, keepdims=True), carry[1] + _mix(w, v) + _mix(p, v_tangent)
+    def add_centred(carry, block, seen, position):
+        e, s_tangent, v, v_tangent = pushed_scores(block, seen)
+        w = e * (s_tangent - mean)
+        rest = carry[0] + jnp.sum(w, -1, keepdims=True)
+        w, e = (dropped(x, places.dropout, sight.bits, position) for x in (w, e))
+        return rest, carry[1] + _mix(w, v, plan) + _mix(e, v_tangent, plan)
 
-    zero, zeros = _zeros(queries[0], v)
-    blocks = (k, v, bias), (k_tangent, v_tangent, bias_tangent)
-    mean = _scan(add_mean, zero, blocks, limits, positions, reach)
-    rest, acc = _scan(add_centred, (zero, zeros), blocks, limits, positions, reach)
-    return acc - rest * o, mean + rest
+    zero, zeros = _zeros(queries.query, keys[0].value)
+    blocks = keys[0].between(rows), keys[1].between(pushed)
+    mean = share * _scan(add_mean, zero, blocks, sight, places, group)
+    rest, acc = _scan(add_centred, (zero, zeros), blocks, sight, places, group)
+    return share * (acc - rest * done.output), done.total * mean + rest
 
 
-def _scaled(q, limits, plan):
-    """The queries times `scale`; in presence of masks 0 for those with NaN or ∞, and which."""
-    mask, span, _ = limits
+def _nonzero(total: jax.Array) -> jax.Array:
+    """1 for a row without keys, whose other sums are 0."""
+    return jnp.where(total == 0, 1, total)
+
+
+def _scaled(q: jax.Array, sight: Sight, plan: Plan) -> Queries:
+    """The queries; in presence of masks those with NaN or ∞ are 0 and their scores are poisoned."""
     q = q * plan.scale
-    return (q, None) if mask is None and span is None else (_finite(q), _spoilt(q))
+    if sight.mask is None and sight.span is None:
+        return Queries(q, None)
+    return Queries(_finite(q), _poison(q))
 
 
-def _scores(queries, operands, seen, origins, plan):
+def _scores(
+    queries: Queries,
+    block: KeyBlock,
+    softcap: jax.Array | None,
+    seen: jax.Array | None,
+    places: Places,
+    plan: Plan,
+) -> tuple[jax.Array, jax.Array]:
     """Scores, −∞ where a key is not seen, and the values, from their origins.
 
-    Where some keys are not seen, a NaN or ∞ of a key or value is moved into its scores: what is
-    multiplied by p = 0 stays finite, and a query that does see it is NaN.
+    Where some keys are not seen, a NaN or ∞ of a key or value is moved into its scores as ∞: what
+    is multiplied by p = 0 stays finite, and a query that does see it is NaN.
     """
-    (q, spoilt), (k, v, bias) = queries, operands
-    k, v = k - origins[0], v - origins[1]
+    k, v = block.key - places.key_origin, block.value - places.value_origin
+    poison = queries.poison
     if seen is not None:
-        spoilt = spoilt + jnp.swapaxes(_spoilt(k) + _spoilt(v), 2, 3)[:, :, None]
+        of_keys = jnp.swapaxes(_poison(k) + _poison(v), 2, 3)[:, :, None]
+        poison = of_keys if poison is None else poison + of_keys
         k, v = _finite(k), _finite(v)
-    s = jnp.einsum("bkgth,bksh->bkgts", q, k)
-    if plan.softcap is not None:
-        s = plan.softcap * jnp.tanh(s / plan.softcap)
-    if bias is not None:
-        s = s + bias
-    if spoilt is not None:
-        s = s + spoilt
+    s = jnp.einsum("bkgth,bksh->bkgts", queries.query, k, precision=plan.precision)
+    cap = plan.softcap if softcap is None else softcap
+    if cap is not None:
+        s = cap * jnp.tanh(s / cap)
+    if block.bias is not None:
+        s = s + block.bias
+    if poison is not None:
+        s = s + poison
     return s if seen is None else jnp.where(seen, s, -jnp.inf), v
 
 
-def _mix(p, v):
-    return jnp.einsum("bkgts,bksd->bkgtd", p, v)
+def _mix(p: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+    return jnp.einsum("bkgts,bksd->bkgtd", p, v, precision=plan.precision)
 
 
-def _finite(x):
+def _finite(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _spoilt(x):
-    """NaN where a vector is not finite, else 0."""
-    return jnp.where(jnp.all(jnp.isfinite(x), -1, keepdims=True), 0, jnp.nan).astype(x.dtype)
+def _poison(x: jax.Array) -> jax.Array:
+    """∞ where a vector is not finite, else 0."""
+    return jnp.where(jnp.all(jnp.isfinite(x), -1, keepdims=True), 0, jnp.inf).astype(x.dtype)
 
 
-def _zeros(q, v):
+def _zeros(q: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Zeros [B, K, G, T, 1] and [B, K, G, T, D], sharded as q."""
     zero = jnp.zeros_like(q[..., :1])
     return zero, jnp.broadcast_to(zero, (*zero.shape[:-1], v.shape[-1]))
 
 
-def _scan(step, carry, blocks, limits, positions, reach) -> Any:
+def _scan(
+    step: Callable[..., Any], carry: Any, blocks: Any, sight: Sight, places: Places, group: Group
+) -> Any:
     """`step` over the blocks of keys, except those that no query sees.
 
     Nothing of a step is kept for a derivative, which computes it again. The second checkpoint, in
     the branch, keeps JAX from handing on what it computes. Another branch, without a mask for
     blocks that all queries see, gains 1 % of time on a CPU and costs much compilation.
     """
-    mask, span, first = limits
-    size = jax.tree.leaves(blocks)[0].shape[-2]
-    xs = blocks, mask, positions
-    if reach < positions.shape[0]:
-        xs = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, reach), xs)
+    size, span = jax.tree.leaves(blocks)[0].shape[-2], sight.span
+    xs = blocks, sight.mask, places.positions
+    if group.reach < places.positions.shape[0]:
+        first = sight.first_block
+        xs = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, group.reach), xs)
 
     @recomputed
     def body(carry, x):
         block, mask, position = x
         if span is None:
-            return step(carry, block, mask), None
+            return step(carry, block, mask, position), None
         visit = recomputed(partial(_step_in_span, step, size))
+        if not group.skips:
+            return visit(carry, block, mask, span, position), None
         sees = _anywhere(_sees(span, position, size))
         return lax.cond(sees, visit, _skip, carry, block, mask, span, position), None
 
     return lax.scan(body, carry, xs)[0]
 
 
-def _sees(span, position, size):
+def _sees(span: tuple[jax.Array, jax.Array], position: jax.Array, size: int) -> jax.Array:
     """Whether any query sees any key of the block."""
     start, stop = span
     begin = jnp.min(jnp.where(start < stop, start, jnp.iinfo(start.dtype).max))
@@ -203,7 +270,7 @@ def _anywhere(sees):
 
 
 @_anywhere.def_vmap
-def _(size, is_mapped, sees):
+def _anywhere_vmap(size, is_mapped, sees):
     return _anywhere(jnp.any(sees, 0)), False
 
 
@@ -215,19 +282,19 @@ def _step_in_span(step, size, carry, block, mask, span, position):
     start, stop = span
     place = position + lax.broadcasted_iota(start.dtype, (1, 1, 1, 1, size), 4)
     seen = (place >= start) & (place < stop)
-    return step(carry, block, seen if mask is None else seen & mask)
+    return step(carry, block, seen if mask is None else seen & mask, position)
 
 
-def _map(function, rows, keys, plan, size):
-    """`function` of every block of queries; its two results as [B, T, N, D] and [B, T, N]."""
+def _map(function: Callable[..., Any], blocks: Any, plan: Plan, size: int) -> tuple[jax.Array, ...]:
+    """`function` of every block of queries; its first result [B, T, N, D], the others [B, T, N]."""
     results = []
-    for group, reach in groups_of(plan, size):
-        of_block = partial(lambda reach, row: function(row, keys, plan, reach), reach)
-        blocks = jax.tree.map(lambda x, group=group: x[group], rows)
+    for group in groups_of(plan, size):
+        of_block = partial(function, group=group)
+        part = jax.tree.map(lambda x, group=group: x[group.blocks], blocks)
         if 0 < plan.queries <= plan.query_block:
-            one = of_block(jax.tree.map(lambda x: x[0], blocks))
+            one = of_block(jax.tree.map(lambda x: x[0], part))
             results.append(jax.tree.map(lambda x: x[None], one))
         else:
-            results.append(lax.map(recomputed(of_block), blocks))
-    o, lse = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
-    return joined(o, plan), joined(lse, plan)[..., 0]
+            results.append(lax.map(recomputed(of_block), part))
+    output, *columns = (joined(jnp.concatenate(x), plan) for x in zip(*results, strict=True))
+    return output, *(x[..., 0] for x in columns)

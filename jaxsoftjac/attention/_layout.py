@@ -8,6 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from jaxsoftjac.attention._dropout import Dropout
+
+AxisName = str | tuple[str, ...]
 
 
 class Operands(NamedTuple):
@@ -17,6 +22,7 @@ class Operands(NamedTuple):
     key: jax.Array  # [B, S, K, H]
     value: jax.Array  # [B, S, K, D]
     bias: jax.Array | None  # broadcast to [B, N, T, S]
+    softcap: jax.Array | None  # a scalar, where it is not static
 
 
 class Fixed(NamedTuple):
@@ -26,6 +32,7 @@ class Fixed(NamedTuple):
     span: tuple[jax.Array, jax.Array] | None  # the first key and the one past the last, [B|1, T]
     key_origin: jax.Array  # [B, 1, K, H]
     value_origin: jax.Array  # [B, 1, K, D]
+    dropout: Dropout | None
 
 
 class Plan(NamedTuple):
@@ -39,55 +46,107 @@ class Plan(NamedTuple):
     query_block: int
     key_blocks: tuple[int, int]  # of the primal, and of the tangent program
     band: tuple[int, int] | None  # how many keys before and after its own place a query can see
-    is_split: bool  # whether the keys are a slice, so that places are not those of the queries
+    has_lengths: bool  # so that some blocks that a band lets a query see are empty
+    axis_name: AxisName | None  # over which the keys are split, with places of their own
+    precision: lax.PrecisionLike  # of the products of matrices
 
 
-# Blocks: arrays by query are [B, K, G, T, …] and arrays by key [B, K, S, …], the blocks on an axis
-# before them.
+# Arrays by query are [B, K, G, T, …] and arrays by key [B, K, S, …]; axes of blocks stand before.
 
 
-def in_blocks(operands, fixed, plan, size):
-    """All arrays in blocks, those by query and those by key only."""
-    rows, keys = operand_blocks(operands, plan, size)
-    mask, span, *origins = fixed
-    mask = None if mask is None else _tiles(mask, plan, size)
-    if span is not None:
-        span = tuple(by_query(x[:, None, None, :, None], plan) for x in span)
-    count = keys[0].shape[0]
-    first = jnp.asarray(seen_blocks(plan, size)[0], jnp.int32)
-    positions = size * jnp.arange(count, dtype=jnp.int32)
-    origins = tuple(jnp.swapaxes(x, 1, 2) for x in origins)
-    return (rows, (mask, span, first)), (keys, positions, origins)
+class QueryBlock(NamedTuple):
+    """A block of queries, and its bias in blocks of keys."""
+
+    query: jax.Array  # [B, K, G, T, H]
+    bias: jax.Array | None  # [key blocks, b, k, g, t, S]
 
 
-def operand_blocks(operands, plan, size):
-    """Query and bias by query; key and value by key."""
-    q, k, v, bias = operands
+class Sight(NamedTuple):
+    """Which keys a block of queries sees, and the random bits by which it forgets some."""
+
+    mask: jax.Array | None  # [key blocks, b, k, g, t, S]
+    span: tuple[jax.Array, jax.Array] | None  # [B|1, 1, 1, T, 1]
+    first_block: jax.Array  # the first block of keys that a band lets it see
+    bits: jax.Array | None  # [b, k, g, T, 2]
+
+
+class KeyBlock(NamedTuple):
+    """A block of keys, and the bias between it and a block of queries."""
+
+    key: jax.Array  # [B, K, S, H]
+    value: jax.Array  # [B, K, S, D]
+    bias: jax.Array | None  # [b, k, g, t, S]
+
+
+class KeyBlocks(NamedTuple):
+    """All keys, in blocks, and what else is common to all blocks of queries."""
+
+    key: jax.Array  # [key blocks, B, K, S, H]
+    value: jax.Array
+    softcap: jax.Array | None
+
+    def between(self, rows: QueryBlock) -> KeyBlock:
+        """All blocks of keys, as one block of queries meets them."""
+        return KeyBlock(self.key, self.value, rows.bias)
+
+
+class Places(NamedTuple):
+    """Where the blocks of keys begin, the origins of keys and values, and the rate of dropout."""
+
+    positions: jax.Array  # [key blocks]
+    key_origin: jax.Array  # [B, K, 1, H]
+    value_origin: jax.Array  # [B, K, 1, D]
+    dropout: Dropout | None
+
+
+def operand_blocks(operands: Operands, plan: Plan, size: int) -> tuple[QueryBlock, KeyBlocks]:
+    """What is differentiated by, in blocks of queries and in blocks of `size` keys."""
+    q, k, v, bias, softcap = operands
     bias = None if bias is None else _tiles(bias, plan, size)
-    keys = tuple(_split(jnp.swapaxes(x, 1, 2), 2, plan.keys, size) for x in (k, v))
-    return (by_query(by_head(q, plan), plan), bias), keys
+    k, v = (_split(jnp.swapaxes(x, 1, 2), 2, plan.keys, size) for x in (k, v))
+    return QueryBlock(by_query(by_head(q, plan), plan), bias), KeyBlocks(k, v, softcap)
 
 
-def _tiles(x, plan, size):
+def fixed_blocks(fixed: Fixed, plan: Plan, size: int) -> tuple[Sight, Places]:
+    """What is not, likewise."""
+    mask = None if fixed.mask is None else _tiles(fixed.mask, plan, size)
+    dropout, span = fixed.dropout, None
+    if fixed.span is not None:
+        start, stop = (by_query(x[:, None, None, :, None], plan) for x in fixed.span)
+        span = start, stop
+    bits = None if dropout is None else by_query(by_head(dropout.bits, plan), plan)
+    first = jnp.asarray(seen_blocks(plan, size)[0], jnp.int32)
+    positions = size * jnp.arange(-(-plan.keys // size), dtype=jnp.int32)
+    key_origin, value_origin = (
+        jnp.swapaxes(x, 1, 2) for x in (fixed.key_origin, fixed.value_origin)
+    )
+    places = Places(positions, key_origin, value_origin, dropout)
+    return Sight(mask, span, first, bits), places
+
+
+def _tiles(x: jax.Array, plan: Plan, size: int) -> jax.Array:
     """[b, n, t, s], lengths 1 for all → [query blocks, key blocks, b, k, g, block, block]."""
     b, n, t, s = x.shape
-    heads = (1, 1) if n == 1 else (plan.key_heads, n // plan.key_heads)
-    return by_query(_split(x.reshape(b, *heads, t, s), 4, plan.keys, size), plan)
+    x = x.reshape(b, *_heads(n, plan), t, s)
+    return by_query(_split(x, 4, plan.keys, size), plan)
 
 
-def by_head(x, plan):
+def _heads(n: int, plan: Plan) -> tuple[int, int]:
+    return (1, 1) if n == 1 else (plan.key_heads, n // plan.key_heads)
+
+
+def by_head(x: jax.Array, plan: Plan) -> jax.Array:
     """[B, T, N, …] → [B, K, G, T, …]."""
     B, T, N, D = x.shape
-    x = x.reshape(B, T, plan.key_heads, N // plan.key_heads, D)
-    return jnp.transpose(x, (0, 2, 3, 1, 4))
+    return jnp.transpose(x.reshape(B, T, *_heads(N, plan), D), (0, 2, 3, 1, 4))
 
 
-def by_query(x, plan):
+def by_query(x: jax.Array, plan: Plan) -> jax.Array:
     """Blocks of neighbours where there is a band, else every n-th query, which keeps a sharding."""
     return _split(x, x.ndim - 2, plan.queries, plan.query_block, strided=plan.band is None)
 
 
-def _split(x, axis, length, size, strided=False):
+def _split(x: jax.Array, axis: int, length: int, size: int, strided: bool = False) -> jax.Array:
     """Blocks of an axis, the last padded with zeros, on a new first axis."""
     count = -(-length // size)
     if x.shape[axis] != length:
@@ -99,7 +158,7 @@ def _split(x, axis, length, size, strided=False):
     return jnp.moveaxis(x, axis + strided, 0)
 
 
-def joined(x, plan):
+def joined(x: jax.Array, plan: Plan) -> jax.Array:
     """[blocks, B, K, G, block, D] → [B, T, N, D]."""
     n, B, K, G, size, D = x.shape
     x = jnp.moveaxis(x, 0, 4 if plan.band is None else 3)
@@ -107,23 +166,38 @@ def joined(x, plan):
     return jnp.transpose(x, (0, 3, 1, 2, 4)).reshape(B, plan.queries, K * G, D)
 
 
-def seen_blocks(plan, size):
+def seen_blocks(plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The first key block that each query block sees by the band, and the one past the last."""
     everything = (plan.queries + plan.keys,) * 2
-    before, after = everything if plan.is_split or plan.band is None else plan.band
+    is_split = plan.axis_name is not None
+    before, after = everything if is_split or plan.band is None else plan.band
     begin = np.arange(0, plan.queries, plan.query_block)
     first = np.clip(begin - before, 0, plan.keys) // size
     return first, -(-np.clip(begin + plan.query_block + after, 0, plan.keys) // size)
 
 
-def groups_of(plan, size):
-    """Slices of the query blocks, and how many key blocks any block of each slice sees.
+class Group(NamedTuple):
+    """Neighbouring blocks of queries that go through as many blocks of keys."""
 
-    There are four where the first ones see fewer, as under a causal mask: they then skip fewer.
+    blocks: slice
+    reach: int  # how many blocks of keys any of them sees
+    skips: bool  # whether one of them may see none of the keys of a block
+
+
+def groups_of(plan: Plan, size: int) -> list[Group]:
+    """Groups of the query blocks: four where the first ones see fewer keys, as under a causal mask.
+
+    They then skip fewer, and where there is nothing to skip, there is no branch to compile.
     """
     first, last = seen_blocks(plan, size)
     count, reach = len(first), np.maximum(last - first, 1)
     parts = 4 if count >= 4 and reach[0] < np.max(reach, initial=1) else 1
     bounds = [count * i // parts for i in range(parts + 1)]
-    groups = [slice(*bounds[i : i + 2]) for i in range(parts)]
-    return [(group, int(np.max(reach[group], initial=1))) for group in groups]
+    anywhere = plan.has_lengths or plan.axis_name is not None
+    groups = []
+    for i in range(parts):
+        blocks = slice(*bounds[i : i + 2])
+        is_even = np.ptp(first[blocks]) == 0 and np.ptp(last[blocks]) == 0 if count else True
+        farthest = int(np.max(reach[blocks], initial=1))
+        groups.append(Group(blocks, farthest, anywhere or not is_even))
+    return groups

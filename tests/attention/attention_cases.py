@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import WIDE
+from jax.sharding import PartitionSpec as P
 
 B, T, N, K, S, H, D = 2, 7, 4, 2, 10, 4, 3
 
@@ -15,22 +16,25 @@ def arrays(seed=0, dtype=WIDE, T=T, S=S, N=N, K=K, D=D):
     return tuple(jnp.asarray(random.normal(size=shape), dtype) for shape in shapes)
 
 
-def seen_keys(T, S, mask=None, is_causal=False, window=None, query_lengths=None, key_lengths=None):
-    """Which keys each query sees, [B, N, T, S]."""
-    t, s = np.ogrid[:T, :S]
+def seen_keys(
+    T, S, mask=None, is_causal=False, window=None, query_lengths=None, key_lengths=None, offset=0
+):
+    """Which keys each query sees, [B, N, T, S]; the window and the causal mask by t + offset."""
+    place, s = np.ogrid[:T, :S]
+    t = place + offset
     seen = np.ones((B, N, T, S), bool) if mask is None else np.broadcast_to(mask, (B, N, T, S))
     if is_causal:
         seen = seen & (s <= t)
     if window is not None:
         seen = seen & (s >= t - window[0]) & (s <= t + window[1])
     if query_lengths is not None:
-        seen = seen & (t < np.reshape(query_lengths, (B, 1, 1, 1)))
+        seen = seen & (place < np.reshape(query_lengths, (B, 1, 1, 1)))
     if key_lengths is not None:
         seen = seen & (s < np.reshape(key_lengths, (B, 1, 1, 1)))
     return seen
 
 
-def dense(q, k, v, bias=None, seen=None, scale=None, softcap=None, sink=None):
+def dense(q, k, v, bias=None, sink=None, seen=None, scale=None, softcap=None, weights=None):
     """Attention and logsumexp by the textbook formulas, for JAX to differentiate."""
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
     x = jnp.einsum("btnh,bsnh->bnts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -46,7 +50,9 @@ def dense(q, k, v, bias=None, seen=None, scale=None, softcap=None, sink=None):
     p = e / jnp.where(total == 0, 1, total)
     safe = jnp.where(total == 0, 1, total)
     lse = jnp.where(total == 0, -jnp.inf, jnp.log(safe) + top)
-    return jnp.einsum("bnts,bsnh->btnh", p[..., : v.shape[1]], v), jnp.swapaxes(lse[..., 0], 1, 2)
+    p = p[..., : v.shape[1]]
+    p = p if weights is None else p * weights
+    return jnp.einsum("bnts,bsnh->btnh", p, v), jnp.swapaxes(lse[..., 0], 1, 2)
 
 
 random = np.random.default_rng(1)
@@ -128,3 +134,60 @@ def derivatives(attention):
         "reverse over reverse": lambda *x: jax.vjp(gradient, *x)[1](jax.tree.map(jnp.cos, x)),
         "reverse over forward": jax.grad(lambda *x: pushed(loss)(*x), (0, 1, 2)),
     }
+
+
+def every_mode(attention, tangents):
+    """All modes of both results, in as many operands as there are tangents; −∞ is left out."""
+
+    def f(*x):
+        o, lse = attention(*x)
+        return o, jnp.where(lse == -jnp.inf, 0, lse)
+
+    def loss(*x):
+        o, lse = f(*x)
+        return jnp.sum(jnp.sin(o)) + jnp.sum(jnp.cos(lse - jax.lax.stop_gradient(lse) + 1))
+
+    gradient = jax.grad(loss, tuple(range(len(tangents))))
+
+    def pushed(f):
+        return lambda *x: jax.jvp(f, x, tangents)[1]
+
+    return {
+        "value": f,
+        "jvp": pushed(f),
+        "gradient": gradient,
+        "forward over reverse": pushed(gradient),
+        "reverse over reverse": lambda *x: jax.vjp(gradient, *x)[1](tangents),
+        "reverse over forward": jax.grad(pushed(loss), tuple(range(len(tangents)))),
+    }
+
+
+def all_modes(ours, expected, tangents):
+    """A function of the operands that returns pairs of ours and what is expected, by mode."""
+    ours, expected = every_mode(ours, tangents), every_mode(expected, tangents)
+    return lambda *x: {mode: (ours[mode](*x), expected[mode](*x)) for mode in ours}
+
+
+# Keys in eight slices along a mapped axis "s": query, key, value, bias and sink.
+
+SPECS = P(), P(None, "s"), P(None, "s"), P(None, None, None, "s"), P()
+
+
+def over_devices(local):
+    mesh = jax.make_mesh((8,), ("s",), axis_types=(jax.sharding.AxisType.Auto,))
+    return lambda *x: jax.shard_map(local, mesh=mesh, in_specs=SPECS[: len(x)], out_specs=P())(*x)
+
+
+def over_a_mapped_axis(local):
+    def split(x, spec):
+        if "s" not in spec:
+            return x
+        return x.reshape(*x.shape[: len(spec) - 1], 8, -1, *x.shape[len(spec) :])
+
+    def mapped(*x):
+        specs = SPECS[: len(x)]
+        axes = tuple(len(spec) - 1 if "s" in spec else None for spec in specs)
+        x = [split(a, spec) for a, spec in zip(x, specs, strict=True)]
+        return jax.vmap(local, axes, None, axis_name="s")(*x)
+
+    return mapped

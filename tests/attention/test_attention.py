@@ -64,9 +64,12 @@ def test_a_drop_in_for_that_of_jax(options, dtype):
         theirs = jax.nn.dot_product_attention(*x, **options, return_residual=True)
     alive = np.asarray(ours[1], np.float32) > -np.inf
     assert alive.all() or "query_seq_lengths" in options
+    assert (ours[0].dtype, ours[1].dtype) == (dtype, "float32")
     for a, b in zip(ours, theirs, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        close(np.asarray(a)[alive], np.asarray(b)[alive], scale=4)  # jax.nn rounds p as well
+        assert a.shape == b.shape
+        close(
+            np.asarray(a)[alive], np.asarray(b)[alive], dtype=dtype, scale=4
+        )  # jax.nn rounds p as well
 
 
 def test_arrays_without_a_batch_axis():
@@ -129,18 +132,6 @@ def test_lengths_that_differ_by_vmap(mode):
     jax.tree.map(close, *quick_jit(lambda *x: (ours(*x), expected[mode](*x)))(*x))
 
 
-def test_a_learned_scale_has_a_gradient():
-    q, k, v, _ = arrays()
-
-    @quick_jit
-    def gradients(scale):
-        ours = lambda s: jnp.sum(jnp.sin(dot_product_attention(q, k, v, scale=s)))  # noqa: E731
-        expected = lambda s: jnp.sum(jnp.sin(dense(q, k, v, scale=s)[0]))  # noqa: E731
-        return jax.grad(ours)(scale), jax.grad(expected)(scale)
-
-    close(*gradients(jnp.asarray(0.3, WIDE)))
-
-
 # Edges
 
 
@@ -179,37 +170,6 @@ def test_no_keys_and_no_queries():
     assert not np.any(np.asarray(o))
     assert np.all(np.asarray(lse) == -np.inf)
     assert f(q[:, :0], k, v)[0].shape == (B, 0, N, D)
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        ({"query": np.zeros((7, 4))}, ValueError, ["query", "(7, 4)"]),
-        ({"key": np.zeros((2, 10, 2, 5))}, ValueError, ["key", "(2, 7, 4, 4)", "(2, 10, 2, 5)"]),
-        ({"value": np.zeros((2, 9, 2, 4))}, ValueError, ["value", "(2, 10, 2, 4)", "(2, 9, 2, 4)"]),
-        ({"key": np.zeros((2, 10, 3, 4)), "value": np.zeros((2, 10, 3, 4))}, ValueError,
-         ["heads", "(2, 7, 4, 4)", "(2, 10, 3, 4)"]),
-        ({"key": np.zeros((2, 10, 2, 4), np.float16)}, TypeError, ["key", "float16"]),
-        ({"value": np.zeros((2, 10, 2, 3), bool)}, TypeError, ["value", "bool"]),
-        ({"bias": np.zeros((2, 3, 7, 10))}, ValueError, ["bias", "(2, 4, 7, 10)", "(2, 3, 7, 10)"]),
-        ({"mask": np.zeros((7, 9), bool)}, ValueError, ["mask", "(2, 4, 7, 10)", "(7, 9)"]),
-        ({"mask": np.zeros((7, 10))}, TypeError, ["mask", "boolean"]),
-        ({"query_seq_lengths": np.zeros(3, int)}, ValueError, ["query_seq_lengths", "(2,)"]),
-        ({"key_value_seq_lengths": np.zeros(2)}, TypeError, ["key_value_seq_lengths", "float"]),
-        ({"local_window_size": -1}, ValueError, ["local_window_size", "-1"]),
-        ({"block_size": 0}, ValueError, ["block_size", "0"]),
-        ({"logit_softcap": 0.0}, ValueError, ["logit_softcap", "0.0"]),
-        ({"sink": np.zeros(2)}, ValueError, ["sink", "(4,)", "(2,)"]),
-    ],
-)  # fmt: skip
-def test_bad_input_names_the_argument_and_the_shapes(change, error, words):
-    q, k, v, _ = arrays(D=H)
-    with pytest.raises(error) as caught:
-        dot_product_attention(**({"query": q, "key": k, "value": v} | change))
-    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_no_retracing():

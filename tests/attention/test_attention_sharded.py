@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import SINK, B, H, arrays, dense, derivatives, seen_keys
+from attention_cases import (
+    SINK,
+    H,
+    arrays,
+    dense,
+    derivatives,
+    over_a_mapped_axis,
+    over_devices,
+    seen_keys,
+)
 from helpers import WIDE, close, quick_jit
 from jax.sharding import PartitionSpec as P
 
@@ -47,12 +56,12 @@ def test_empty_blocks_are_not_computed(options, blocks, monkeypatch):
     computed = []
     mix = _blocks._mix
 
-    def counted(p, v):
+    def counted(*x):
         jax.debug.callback(lambda: computed.append(1))
-        return mix(p, v)
+        return mix(*x)
 
     monkeypatch.setattr(_blocks, "_mix", counted)
-    q, k, v, _ = arrays(T=16, S=16)
+    q, k, v, _ = arrays(T=16, S=16, D=5)  # a shape that no other test has compiled
     f = quick_jit(functools.partial(dot_product_attention, block_size=4, **options))
     jax.block_until_ready(f(q, k, v))
     jax.effects_barrier()
@@ -80,20 +89,6 @@ def test_batch_heads_and_queries_sharded(axis_type, spec, causal):
         compiled = quick_jit(gradient).lower(*x).compile()
         jax.tree.map(close, compiled(*x), expected)
     assert "all-gather" not in compiled.as_text()
-
-
-def over_devices(local):
-    mesh = jax.make_mesh((8,), ("s",), axis_types=(jax.sharding.AxisType.Auto,))
-    specs = P(), P(None, "s"), P(None, "s")
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
-
-
-def over_a_mapped_axis(local):
-    def split(q, k, v):
-        k, v = (x.reshape(B, 8, -1, *x.shape[2:]) for x in (k, v))
-        return jax.vmap(local, (None, 1, 1), None, axis_name="s")(q, k, v)
-
-    return split
 
 
 S = 48

@@ -1,0 +1,151 @@
+"""The checked options of attention: blocks, the band of keys that each query can see, lengths.
+
+Letters in shapes: B batch, T queries, S keys, N heads, K key heads, H and D features.
+"""
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsoftjac.attention._arguments import scalar
+from jaxsoftjac.attention._layout import AxisName, Plan
+
+_EVERY_KEY = 2**30
+
+
+def plan_of(
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    scale: float | jax.Array | None,
+    softcap: Any,
+    block_size: Any,
+    band: tuple[int, int] | None,
+    has_lengths: bool,
+    axis_name: AxisName | None,
+    precision: lax.PrecisionLike,
+) -> Plan:
+    """What is static, for q [B, T, N, H] and k [B, S, K, H]; a scalar that JAX traces is not."""
+    (*batch, T, N, H), (S, K) = q.shape, k.shape[-3:-1]
+    if scale is None:
+        scale = 1 / math.sqrt(max(H, 1))
+    query_block, *key_blocks = _block_sizes(block_size, math.prod(batch) * N)
+    if jax.typeof(q).sharding.spec[-3] is not None:
+        query_block = T  # blocks would cut through the devices' slices
+    even = [_even(T, query_block), *(_even(S, size) for size in key_blocks)]
+    return Plan(
+        queries=T,
+        keys=S,
+        key_heads=K,
+        scale=scale if isinstance(scale, float) else 1.0,
+        softcap=softcap if isinstance(softcap, float) else None,
+        query_block=even[0],
+        key_blocks=(even[1], even[2]),
+        band=band,
+        has_lengths=has_lengths,
+        axis_name=axis_name,
+        precision=precision,
+    )
+
+
+def softcap_of(x: Any) -> float | jax.Array | None:
+    """The bound of the scores, None for ∞."""
+    if x is None:
+        return None
+    x = scalar("logit_softcap", x)
+    if isinstance(x, float) and not x > 0:
+        raise ValueError(f"`logit_softcap` must be > 0 or None, got {x}")
+    return None if isinstance(x, float) and x == math.inf else x
+
+
+def _block_sizes(block_size: Any, heads: int) -> tuple[int, int, int]:
+    """Queries of a block, and keys in the primal and in the tangent program.
+
+    By default a block has at most about 2²⁰ scores, over all heads: as measured on a CPU, they
+    then stay in its caches, and the rows that every step reads and writes do not weigh much.
+    """
+    if block_size is None:
+        queries = min(max(2**13 // max(heads, 1), 128), 1024)
+        keys = min(max(2**20 // (queries * max(heads, 1)), 128), 256)
+        return queries, 2 * keys, keys
+    queries, keys = _two_ints("block_size", block_size, 1)
+    return queries, keys, keys
+
+
+def _even(length: int, size: int) -> int:
+    """The block size that cuts a length into as many blocks as `size` does, as even as can be."""
+    return -(-length // max(-(-length // size), 1)) or 1
+
+
+def _two_ints(name: str, x: Any, least: int) -> tuple[int, int]:
+    """One int for both, or two, of Python or NumPy."""
+    text = f"`{name}` must be one or two ints ≥ {least}, got {x!r}"
+    x = x.tolist() if isinstance(x, np.ndarray | np.generic) else x
+    parts: tuple[Any, ...] = tuple(x) if isinstance(x, list | tuple) else (x, x)
+    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in parts):
+        raise TypeError(text)
+    if len(parts) != 2 or min(parts) < least:
+        raise ValueError(text)
+    return operator.index(parts[0]), operator.index(parts[1])
+
+
+def band_of(is_causal: Any, window: Any, offset: int) -> tuple[int, int] | None:
+    """How many keys before and after its own place a query sees; None for all.
+
+    `offset` is the place of query 0 among the keys under a mask that is causal from the end.
+    """
+    if isinstance(is_causal, str):
+        if is_causal != "bottom_right":
+            raise ValueError(
+                f"`is_causal` must be True, False or 'bottom_right', got {is_causal!r}"
+            )
+    elif not isinstance(is_causal, bool | np.bool_):
+        kind = type(is_causal).__name__
+        raise TypeError(f"`is_causal` must be a bool or 'bottom_right', got {kind}")
+    elif not is_causal:
+        offset = 0
+        if window is None:
+            return None
+    else:
+        offset = 0
+    before, after = (_EVERY_KEY,) * 2
+    if window is not None:
+        before, after = (min(w, _EVERY_KEY) for w in _two_ints("local_window_size", window, 0))
+    return before - offset, (0 if is_causal else after) + offset
+
+
+def span_of(
+    plan: Plan,
+    query_lengths: jax.Array | None,
+    key_lengths: jax.Array | None,
+) -> tuple[jax.Array, jax.Array] | None:
+    """The first key that each query sees and the one past the last, [B or 1, T]; None for all."""
+    padded = any(plan.keys % size for size in plan.key_blocks)
+    if plan.band is None and query_lengths is None and key_lengths is None and not padded:
+        return None
+    origin, total = first_key(plan), slices_of(plan.axis_name) * plan.keys
+    t = jnp.arange(plan.queries, dtype=jnp.int32)[None]
+    before, after = plan.band or (_EVERY_KEY,) * 2
+    start, stop = t - before, jnp.minimum(t + after + 1, total)
+    if key_lengths is not None:
+        stop = jnp.minimum(stop, key_lengths[:, None])
+    if query_lengths is not None:
+        stop = jnp.where(t < query_lengths[:, None], stop, 0)
+    start = jnp.broadcast_to(jnp.maximum(start, 0) - origin, stop.shape)
+    return start, jnp.minimum(stop - origin, plan.keys)
+
+
+def slices_of(axis_name: AxisName | None) -> int:
+    """Over how many devices the keys are split."""
+    return 1 if axis_name is None else lax.axis_size(axis_name)
+
+
+def first_key(plan: Plan) -> jax.Array:
+    """The place, among all keys, of the first key of this device's slice."""
+    index = 0 if plan.axis_name is None else lax.axis_index(plan.axis_name)
+    return jnp.asarray(index * plan.keys, jnp.int32)
