@@ -100,10 +100,10 @@ def test_options_of_the_loss():
         return H, *(f(params, INPUTS, LABELS, TANGENTS) for f in (plain, of_head))
 
     H, plain, of_head = everything(PARAMS)
-    expected = dense_matrix(PARAMS, H) @ flat(TANGENTS)
-    close(flat(plain), expected)
-    kept = len(LABELS) / np.sum(LABELS != 0)  # with `head` the mean is over what is not ignored
-    close(flat(of_head), expected * WIDE.type(kept))
+    kept = WIDE.type(len(LABELS) / np.sum(LABELS != 0))  # the mean is over what is not ignored
+    expected = kept * (dense_matrix(PARAMS, H) @ flat(TANGENTS))
+    for product in (plain, of_head):
+        close(flat(product), expected)
 
 
 @pytest.mark.parametrize(
