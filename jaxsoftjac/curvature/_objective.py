@@ -24,6 +24,7 @@ from jaxsoftjac.operators import SoftmaxJacobian
 Loss = str | Callable[..., jax.Array]
 Head = str | tuple[str, str] | Callable[[Any], Any]
 Product = Callable[[Any], Any]
+_BLOCK_ELEMENTS = 2**17  # logits of one block of classes, in all examples: 0.5 MB in float32
 _OF_MODEL = ("ignore_index", "weights", "block_size", "logit_softcap")
 
 
@@ -176,6 +177,7 @@ class _OnHidden:
         return self._factor(z, labels).cotangent(key)
 
     def _hessian(self, z, labels, options):
+        options = {**options, "block_size": self._block_size(z)}
         bias = {"bias": z[2]} if len(z) == 3 else {}
         return lambda v: linear_cross_entropy_gauss_newton(
             z[0], z[1], labels, v, **bias, **options, reduction="mean"
@@ -184,8 +186,19 @@ class _OnHidden:
     def _factor(self, z, labels):
         kept, shares = shares_of(z[0], labels, self.options)
         hidden = jnp.where(kept[..., None], z[0], 0)
-        limits = {k: self.options.get(k) for k in ("block_size", "logit_softcap")}
-        return VocabularyFactor((hidden, *z[1:]), shares, **limits)
+        return VocabularyFactor(
+            (hidden, *z[1:]),
+            shares,
+            block_size=self._block_size(z),
+            logit_softcap=self.options.get("logit_softcap"),
+        )
+
+    def _block_size(self, z):
+        """Classes per block: a product holds several blocks at once, where a loss holds one."""
+        rows, classes = z[0].size // max(1, z[0].shape[-1]), z[1].shape[-1]
+        widest = min(classes, max(128, _BLOCK_ELEMENTS // max(1, rows)))
+        given = self.options.get("block_size")
+        return max(1, widest) if given is None else given
 
 
 def _mean_softmax_hessian(z: jax.Array, kept: jax.Array, shares: jax.Array) -> Product:

@@ -13,8 +13,6 @@ from jax import lax
 
 from jaxsoftjac._checks import working_dtype
 
-_BLOCK_ELEMENTS = 2**20  # logits of one block of classes, in all examples
-
 
 class _Summary(NamedTuple):
     """Numbers per row, [N]; sums are over all classes but the top one, relative to e^top."""
@@ -34,7 +32,7 @@ class VocabularyFactor:
         operands: tuple[jax.Array, ...],
         shares: jax.Array,
         *,
-        block_size: int | None = None,
+        block_size: int,
         logit_softcap: float | None = None,
     ):
         """F of hidden [..., D], kernel [D, V] and perhaps a bias [V], for shares [...]."""
@@ -42,10 +40,8 @@ class VocabularyFactor:
         self._lead = operands[0].shape
         self._shares = shares.reshape(-1)
         self._softcap = logit_softcap
-        N, V = self._shares.size, operands[1].shape[1]
-        size = block_size or max(128, min(_BLOCK_ELEMENTS // max(1, N), V // 16))
-        self._size = min(size, V)
-        self._count = -(-V // self._size)
+        self._size = min(block_size, operands[1].shape[1])
+        self._count = -(-operands[1].shape[1] // self._size)
         self._dtype = working_dtype(jnp.result_type(*(a.dtype.name for a in operands[:2])))
 
     def cotangent(self, key: jax.Array) -> tuple[jax.Array, ...]:

@@ -1,11 +1,11 @@
-"""Conjugate gradients on lists of arrays, which also tell what the matrix made of the solution.
+"""Conjugate gradients on lists of arrays, which also tell what the quadratic model is worth.
 
->>> x, Gx = conjugate_gradients(
+>>> solution = conjugate_gradients(
 ...     lambda v: [2 * v[0]], [jnp.array([4.0])], [jnp.array([0.0])], damping=jnp.array(2.0),
-...     weights=None, tolerance=1e-3, iterations=5,
+...     precondition=None, tolerance=1e-3, iterations=5,
 ... )
->>> print(x[0], Gx[0])
-[1.] [2.]
+>>> print(solution.x[0], solution.slope, solution.curvature)
+[1.] 4.0 2.0
 """
 
 from collections.abc import Callable
@@ -19,33 +19,42 @@ from jax.typing import ArrayLike
 Arrays = list[jax.Array]
 
 
+class Solution(NamedTuple):
+    """x, with bᵀx and xᵀGx, for which neither b nor another product has to be kept."""
+
+    x: Arrays
+    slope: jax.Array
+    curvature: jax.Array
+
+
 class _State(NamedTuple):
     x: Arrays
     r: Arrays
     p: Arrays
     rho: jax.Array
     norm: jax.Array  # ‖r‖²
+    model: jax.Array  # xᵀ(G + λ)x/2 − bᵀx
     i: jax.Array
 
 
 def conjugate_gradients(
     matrix: Callable[[Arrays], Arrays],
     b: Arrays,
-    start: Arrays,
+    start: Arrays | None,
     *,
     damping: jax.Array,
-    weights: Arrays | None,
+    precondition: Callable[[Arrays], Arrays] | None,
     tolerance: ArrayLike,
     iterations: ArrayLike,
-) -> tuple[Arrays, Arrays]:
-    """The solution x of (G + λ)x = b for a semi-definite G, and Gx.
+) -> Solution:
+    """The solution x of (G + λ)x = b for a semi-definite G.
 
     Args:
         matrix: v ↦ Gv.
         b: the right side.
-        start: where to start, if (G + λ)-quadratic model is better there than at 0.
+        start: where to start, if the quadratic model is lower there than at 0; None for 0.
         damping: λ.
-        weights: of the diagonal preconditioner, or None.
+        precondition: product with an approximate inverse, or None.
         tolerance: of ‖b − (G + λ)x‖ relative to ‖b‖.
         iterations: at most so many products, and one at the start.
     """
@@ -54,8 +63,7 @@ def conjugate_gradients(
     def damped(v: Arrays) -> Arrays:
         return [a + damping.astype(c.dtype) * c for a, c in zip(matrix(v), v, strict=True)]
 
-    def conditioned(r: Arrays) -> Arrays:
-        return r if weights is None else [w * a for w, a in zip(weights, r, strict=True)]
+    conditioned = precondition or list
 
     def is_open(s: _State) -> jax.Array:
         return (s.norm > goal) & (s.i < iterations)
@@ -69,16 +77,22 @@ def conjugate_gradients(
         rho = inner(r, z)
         beta = jnp.where(s.rho > 0, rho / jnp.where(s.rho > 0, s.rho, 1), 0)
         norm = jnp.where(along > 0, inner(r, r), 0)  # no curvature left: stop
-        return _State(x, r, scaled_sum(z, beta, s.p), rho, norm, s.i + 1)
+        model = s.model - alpha * s.rho / 2
+        return _State(x, r, scaled_sum(z, beta, s.p), rho, norm, model, s.i + 1)
 
-    at_start = damped(start)
-    is_better = 2 * inner(b, start) > inner(start, at_start)
-    x = [jnp.where(is_better, a, 0) for a in start]
-    r = [a - jnp.where(is_better, c, 0) for a, c in zip(b, at_start, strict=True)]
+    x, r, model = [jnp.zeros_like(a) for a in b], b, jnp.zeros_like(goal)
+    if start is not None:
+        at_start = damped(start)
+        at = inner(start, at_start) / 2 - inner(b, start)
+        x = [jnp.where(at < 0, a, 0) for a in start]
+        r = [a - jnp.where(at < 0, c, 0) for a, c in zip(b, at_start, strict=True)]
+        model = jnp.where(at < 0, at, 0)
     z = conditioned(r)
-    last = lax.while_loop(is_open, step, _State(x, r, z, inner(r, z), inner(r, r), jnp.int32(0)))
-    product = [a - c for a, c in zip(b, last.r, strict=True)]
-    return last.x, scaled_sum(product, -damping, last.x)
+    first = _State(x, r, z, inner(r, z), inner(r, r), model, jnp.int32(0))
+    last = lax.while_loop(is_open, step, first)
+    along_residual = inner(last.x, last.r)  # bᵀx − xᵀ(G + λ)x
+    curvature = -2 * (last.model + along_residual)
+    return Solution(last.x, along_residual + curvature, curvature - damping * inner(last.x, last.x))
 
 
 def inner(a: Arrays, b: Arrays) -> jax.Array:

@@ -24,15 +24,11 @@ from jaxsoftjac.optimizers._arguments import (
     loss_options,
     whole,
 )
-from jaxsoftjac.optimizers._conjugate_gradients import (
-    Arrays,
-    conjugate_gradients,
-    inner,
-)
+from jaxsoftjac.optimizers._conjugate_gradients import Arrays, conjugate_gradients
 from jaxsoftjac.optimizers._trust_region import (
     CurvatureState,
     Options,
-    Solution,
+    Step,
     adapted,
     base_of,
     bounded,
@@ -233,7 +229,7 @@ def _solved(
     labels: Any,
     gradient: Arrays,
     state: CurvatureState,
-) -> Solution:
+) -> Step:
     """The solution of (G + λI)d = g, in units in which the largest entry of g is 1."""
     tree, dtype = line.params, state.scale.dtype
     types = [jnp.result_type(a) for a in tree.arrays]
@@ -254,26 +250,30 @@ def _solved(
     if chosen.precondition:
         diagonal = sampled_diagonal(top, line, labels, diagonal_key, 1)
         weights = [(wide(d) + damping.astype(wide(d).dtype)) ** -0.75 for d in diagonal]
+
+    def preconditioned(r: Arrays) -> Arrays:
+        return r if weights is None else [w * a for w, a in zip(weights, r, strict=True)]
+
     size = jnp.max(jnp.stack([jnp.zeros([], dtype), *(_largest(g, dtype) for g in gradient)]))
     unit = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
     b = _scaled(1 / unit, gradient)
-    solution, product = conjugate_gradients(
+    solution = conjugate_gradients(
         matrix,
         b,
         _scaled(jnp.asarray(chosen.warm_start, dtype) / unit, tree.of(state.direction)),
         damping=damping,
-        weights=weights,
+        precondition=preconditioned,
         tolerance=chosen.cg_tolerance,
         iterations=chosen.cg_iterations,
     )
     rate = jnp.asarray(at_step(chosen.learning_rate, state.count), dtype)
-    slope, curvature = inner(b, solution), inner(solution, product)
+    slope, curvature = solution.slope, solution.curvature
     predicted = (rate * slope - rate**2 / 2 * curvature) * unit * unit
-    direction = _scaled(unit, solution)
+    direction = _scaled(unit, solution.x)
     step = [-rate.astype(d.dtype) * d for d in direction]
     step = [s.astype(t) for s, t in zip(step, types, strict=True)]
     is_number = jnp.isfinite(size) & jnp.isfinite(slope)
-    return Solution(direction, step, predicted.astype(dtype), damping, is_number)
+    return Step(direction, step, predicted.astype(dtype), damping, is_number)
 
 
 def _selected(condition: jax.Array, arrays: Arrays) -> Arrays:

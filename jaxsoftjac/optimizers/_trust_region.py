@@ -37,7 +37,7 @@ class Options(NamedTuple):
     seed: ArrayLike
 
 
-class Solution(NamedTuple):
+class Step(NamedTuple):
     """A step −rate·d, the solution d, and what the quadratic model says of both."""
 
     direction: Arrays
@@ -57,7 +57,7 @@ def init(chosen: Options, params: Any) -> CurvatureState:
 
 def adapted(
     chosen: Options,
-    solution: Solution,
+    solution: Step,
     state: CurvatureState,
     before: jax.Array,
     after: jax.Array,

@@ -6,5 +6,5 @@
 True (1, 2) 0.59
 """
 
-from jaxsoftjac.regression._fit import SoftmaxRegression as SoftmaxRegression
+from jaxsoftjac.regression._fit import FittedRegression as FittedRegression
 from jaxsoftjac.regression._fit import fit_softmax_regression as fit_softmax_regression

@@ -206,6 +206,5 @@ def test_a_head_of_many_classes_never_holds_the_logits():
         newton = bytes_of(gauss_newton_cg(hidden, head="kernel"))
         natural = bytes_of(natural_gradient(hidden, head="kernel"))
         diagonal = bytes_of(diagonal_gauss_newton(hidden, 0.1, head="kernel"))
-    print(adam, newton, natural, diagonal)
     assert max(newton, natural, diagonal) <= 2 * adam
     assert max(newton, natural, diagonal) < 4 * N * V
