@@ -48,7 +48,7 @@ def minimise(
     tol: jax.Array,
     steps: int,
 ) -> Minimum:
-    """Minimises a convex function from `start` on, or from 0.
+    """Minimises a convex function of θ [K, D + 1] from `start` on, or from 0.
 
     Args:
         objective: the function.
@@ -77,12 +77,13 @@ def minimise(
     def step(s: _State) -> _State:
         theta = jnp.where(s.steps == _AT_ZERO, 0, s.theta + s.t * s.direction)
         value, gradient = value_and_grad(theta)
+        gradient = _centred(gradient)
         at_zero = jnp.maximum(tol * jnp.linalg.norm(gradient), least)
         goal = jnp.where(s.goal < 0, at_zero, s.goal)
 
         def taken() -> _State:
             d, memory = direction_of(gradient, theta, s.memory)
-            d = -jnp.where(jnp.all(jnp.isfinite(d)), d, gradient)
+            d = -_centred(jnp.where(jnp.all(jnp.isfinite(d)), d, gradient))
             return _State(theta, value, gradient, d, memory, jnp.ones_like(s.t), goal, s.steps + 1)
 
         def refused() -> _State:
@@ -100,3 +101,8 @@ def minimise(
     last = lax.while_loop(is_open, step, first)
     converged = jnp.linalg.norm(last.gradient) <= last.goal
     return Minimum(last.theta, last.steps, converged, last.gradient, last.direction)
+
+
+def _centred(a: jax.Array) -> jax.Array:
+    """`a` of sum 0 over the classes, which is what a gradient has, and θ keeps."""
+    return a - jnp.mean(a, axis=0, keepdims=True)

@@ -72,7 +72,6 @@ def newton_cg(problem: Problem) -> tuple[Direction, Any]:
             spread = weights * softmax_product(along, sigma, ClassAxes((0,)))
             return [spread @ x + damped * v[0]]
 
-        gradient = gradient - jnp.mean(gradient, axis=0, keepdims=True)  # no rounding along 1
         norm = jnp.linalg.norm(gradient)
         solution = conjugate_gradients(
             hessian,
