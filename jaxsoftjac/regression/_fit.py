@@ -156,9 +156,15 @@ def _fit(
         of_kernel, of_bias = (jnp.where(separated, jnp.inf, a) for a in finite)
         errors = of_kernel, of_bias
     return FittedRegression(
-        kernel, bias, loss, optax.tree.norm(gradient), iterations, ended & ~separated, errors,
+        kernel,
+        bias,
+        loss,
+        optax.tree.norm(gradient),
+        iterations.astype(jnp.int32),
+        (ended > 0) & ~separated,
+        errors,
         separated,
-    )  # fmt: skip
+    )
 
 
 def _solution(
@@ -175,7 +181,8 @@ def _solution(
         if solver == "lbfgs":  # its directions are too rough to tell
             newton, unset = newton_cg(constant)
             end = end._replace(next_step=-newton(end.gradient, end.theta, unset)[0])
-        return end.theta, (end.iterations, end.converged, way_to_go(constant, end))
+        told = end.iterations, end.converged, way_to_go(constant, end)
+        return end.theta, tuple(a.astype(theta.dtype) for a in told)  # which have a derivative, 0
 
     guess = jnp.zeros(shape, problem.x.dtype) if start is None else start
     return lax.custom_root(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 from scipy.linalg import helmert
 
@@ -119,7 +120,7 @@ def _preconditioner(
 
     def refreshed(memory: _Preconditioner, c: jax.Array) -> _Preconditioner:
         c = jnp.maximum(c, float(jnp.finfo(c.dtype).eps) ** 2)
-        return jax.lax.cond(
+        return lax.cond(
             c < memory.curvature / 2, lambda: _Preconditioner(c, invert(c)), lambda: memory
         )
 
@@ -164,7 +165,7 @@ def dense_hessian(problem: Problem, theta: jax.Array) -> jax.Array:
         covariance = weights * jnp.sum(sigma * a * b, axis=0)
         return jnp.dot((x * covariance[:, None]).T, x, precision="highest")
 
-    blocks = jax.lax.map(block, (basis[rows], basis[columns]))
+    blocks = lax.map(block, (basis[rows], basis[columns]))
     n, D = basis.shape[0], x.shape[1]
     hessian = jnp.zeros((n, D, n, D), x.dtype)
     hessian = hessian.at[rows, :, columns].set(blocks).at[columns, :, rows].set(blocks)
@@ -192,15 +193,19 @@ def tangent_solve(
     problem: Problem, hessian: Callable[[jax.Array], jax.Array], b: jax.Array
 ) -> jax.Array:
     """The least-norm solution of Hx = b in full precision, for derivatives of the minimiser."""
-    penalty, x = problem.penalty[None], problem.x
-    diagonal = jnp.maximum(problem.weights @ x**2 / problem.classes + penalty[0], _smallest(x))
-    solution = conjugate_gradients(
-        lambda v: [hessian(v[0])],
-        [b],
-        None,
-        damping=jnp.zeros([], b.dtype),
-        precondition=lambda r: [r[0] / diagonal[None]],
-        tolerance=4 * jnp.finfo(b.dtype).eps,
-        iterations=4 * b.size,
-    )
-    return solution.x[0]
+    penalty, x = problem.penalty, problem.x
+    diagonal = jnp.maximum(problem.weights @ x**2 / problem.classes + penalty, _smallest(x))
+
+    def solve(product: Callable[[jax.Array], jax.Array], b: jax.Array) -> jax.Array:
+        solution = conjugate_gradients(
+            lambda v: [product(v[0])],
+            [b],
+            None,
+            damping=jnp.zeros([], b.dtype),
+            precondition=lambda r: [r[0] / diagonal[None]],
+            tolerance=4 * jnp.finfo(b.dtype).eps,
+            iterations=4 * b.size,
+        )
+        return solution.x[0]
+
+    return lax.custom_linear_solve(hessian, b, solve, symmetric=True)
