@@ -31,7 +31,7 @@ def checked_data(
         raise ValueError(f"`weights` must have shape {x.shape[:1]}, got {weights.shape}")
     _check_values("weights", weights, least=0)
     if _is_known(weights) and not _extremes(weights)[1] > 0:
-        raise ValueError("`weights` must not all be 0")
+        raise ValueError("`weights` must not all be zero")
     return x, labels, weights.astype(x.dtype), num_classes
 
 
@@ -48,6 +48,15 @@ def check_options(
             raise ValueError(f"`{name}` must be a number, got shape {np.shape(value)}")
         if not 0 <= float(value) < float("inf"):
             raise ValueError(f"`{name}` must be ≥ 0 and finite, got {value}")
+
+
+def checked_path(l2: ArrayLike) -> jax.Array:
+    """The penalties of a path, [L]."""
+    penalties = as_real("l2", l2)
+    if penalties.ndim != 1:
+        raise ValueError(f"`l2` must have shape (L,), got {penalties.shape}")
+    _check_values("l2", penalties, least=0)
+    return penalties
 
 
 def _checked_labels(

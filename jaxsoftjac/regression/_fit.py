@@ -11,7 +11,12 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac.functions import log_softmax
 from jaxsoftjac.losses import cross_entropy
-from jaxsoftjac.regression._arguments import check_options, checked_data, default_tol
+from jaxsoftjac.regression._arguments import (
+    check_options,
+    checked_data,
+    checked_path,
+    default_tol,
+)
 from jaxsoftjac.regression._loop import minimise
 from jaxsoftjac.regression._scaling import scaled
 from jaxsoftjac.regression._separation import way_to_go
@@ -120,6 +125,52 @@ def fit_softmax_regression(
     if mesh.explicit_axes:  # sums over rows that are split: the compiler knows where they go
         fit = jax.sharding.auto_axes(fit, out_sharding=jax.NamedSharding(mesh, jax.P()))
     return fit(x, labels, weights, *numbers, start)
+
+
+def softmax_regression_path(
+    features: ArrayLike, labels: ArrayLike, *, l2: ArrayLike, **options: Any
+) -> FittedRegression:
+    """The fits for several penalties, each started from the one before: best from large to small.
+
+    Args:
+        features: as for `fit_softmax_regression`.
+        labels: as for `fit_softmax_regression`.
+        l2: penalties ≥ 0, [L].
+        **options: of `fit_softmax_regression`.
+
+    Returns:
+        The fits, arrays with a leading axis [L].
+
+    Raises:
+        TypeError: as `fit_softmax_regression`.
+        ValueError: as `fit_softmax_regression`, or `l2` is not one axis of numbers ≥ 0.
+
+    Examples:
+        >>> path = softmax_regression_path(jnp.array([[0.0], [1.0], [2.0]]), [0, 1, 0], l2=[1, 0.1])
+        >>> print(path.kernel.shape)
+        (2, 1, 2)
+    """
+    x, labels, weights, K = checked_data(
+        features, labels, options.pop("weights", None), options.pop("num_classes", None)
+    )
+    penalties = checked_path(l2).astype(x.dtype)
+    fixed = options | {"weights": weights, "num_classes": K}
+
+    def one(start: FittedRegression | None, penalty: jax.Array) -> tuple[Any, FittedRegression]:
+        result = fit_softmax_regression(x, labels, l2=penalty, start=start, **fixed)
+        return _start_of(result.kernel, result.bias), result
+
+    zeros = jnp.zeros((x.shape[1], K), x.dtype), jnp.zeros(K, x.dtype)
+    return lax.scan(one, options.get("start") or _start_of(*zeros), penalties)[1]
+
+
+def _start_of(kernel: jax.Array, bias: jax.Array) -> FittedRegression:
+    """A fit of which only the coefficients are known."""
+    nothing = jnp.zeros([], kernel.dtype)
+    never = jnp.zeros([], bool)
+    return FittedRegression(
+        kernel, bias, nothing, nothing, jnp.zeros([], jnp.int32), never, None, never
+    )
 
 
 @partial(jax.jit, static_argnames=("K", "solver", "steps", "standard_errors"))

@@ -8,15 +8,21 @@ from jaxsoftjac.regression._steps import Problem, class_differences, dense_hessi
 
 
 def standard_errors(
-    problem: Problem, scaling: Scaling, theta: jax.Array, total: jax.Array, l2: jax.Array
+    problem: Problem,
+    scaling: Scaling,
+    theta: jax.Array,
+    total: jax.Array,
+    l2: jax.Array,
+    contrasts: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Standard errors of kernel and bias; `total` is Σw.
+    """Standard errors of kernel and bias, or of their products with contrasts [K, M] of classes.
 
     A coefficient on which the loss does not depend along with some others, as with collinear
     features and no penalty, has the standard error ∞. That is read from the null space of the
-    Hessian in scaled coordinates, to rounding.
+    Hessian in scaled coordinates, to rounding. `total` is Σw.
     """
     basis, D = class_differences(theta), theta.shape[1]
+    classes = basis if contrasts is None else basis @ contrasts
     n = basis.shape[0]
     values, vectors = jnp.linalg.eigh(dense_hessian(problem, theta))
     open_below = n * D * jnp.finfo(theta.dtype).eps * jnp.max(values, initial=0)
@@ -30,15 +36,16 @@ def standard_errors(
         """Standard deviations of θ, [D], and of the bias, of one class."""
         rows = jnp.einsum("a,adm->dm", of_class, vectors, precision="highest")
         functionals = jnp.append(rows, (to_bias @ rows)[None], axis=0)
-        lengths = jnp.append(jnp.ones(D, theta.dtype), jnp.linalg.norm(to_bias))
+        size = jnp.linalg.norm(of_class)
+        lengths = size * jnp.append(jnp.ones(D, theta.dtype), jnp.linalg.norm(to_bias))
         along = jnp.sum(jnp.where(is_open[None], functionals**2, 0), axis=1)
         slack = jnp.finfo(theta.dtype).eps ** 0.5 * lengths**2
         variance = jnp.sum(functionals**2 * inverse[None], axis=1)
         result = jnp.where(along > slack, jnp.inf, jnp.sqrt(variance))
         return result[:-1], result[-1]
 
-    of_theta, of_bias = jax.vmap(deviation, in_axes=1, out_axes=-1)(basis)
-    alone = jnp.sqrt(jnp.sum(basis**2, axis=0) / jnp.where(l2 > 0, total * l2, 1))
+    of_theta, of_bias = jax.vmap(deviation, in_axes=1, out_axes=-1)(classes)
+    alone = jnp.sqrt(jnp.sum(classes**2, axis=0) / jnp.where(l2 > 0, total * l2, 1))
     alone = jnp.where(l2 > 0, alone, jnp.inf)[None]  # of constant features, held by l2 only
     of_kernel = jnp.where(varies[:, None], of_theta[:-1] * scaling.factor[:, None], alone)
     offsets = jnp.where(varies, 0, jnp.abs(scaling.mean))[:, None]

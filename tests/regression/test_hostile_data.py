@@ -147,7 +147,7 @@ def test_no_features(solver):
     ("arguments", "options", "error", "message"),
     [
         ((X, NOISY), {"weights": NOISY - 1.0}, ValueError, "`weights` must be ≥ 0, got -1.0"),
-        ((X, NOISY), {"weights": 0 * NOISY}, ValueError, "`weights` must not all be 0"),
+        ((X, NOISY), {"weights": 0 * NOISY}, ValueError, "`weights` must not all be zero"),
         ((X, NOISY), {"weights": np.full(N, np.inf)}, ValueError, "`weights` must be finite"),
         ((X / [1, 1, 0 * 1 + np.nan], NOISY), {}, ValueError, "`features` must be finite"),
         ((X * [1, np.inf, 1], NOISY), {}, ValueError, "`features` must be finite"),
