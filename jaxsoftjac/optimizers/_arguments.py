@@ -64,7 +64,10 @@ def whole(params: Any, all_params: Any) -> Any:
 
 def called(function: Callable[..., Any], params: Any, arguments: Mapping[str, Any]) -> Any:
     """A function of the parameters, with those of the arguments that it has a name for."""
-    names = list(inspect.signature(function).parameters)[1:]
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return function(params, **arguments)
+    names = {p.name for p in parameters}
     return function(params, **{k: v for k, v in arguments.items() if k in names})
 
 

@@ -97,13 +97,22 @@ def gauss_newton_cg(
             argument is missing, or as `gauss_newton_product`.
 
     Examples:
-        A line search can follow, which needs `value`, `grad` and `value_fn`:
+        A line search of optax can follow; its `value_fn` has to take the batch by name:
 
         >>> model = lambda kernel, inputs: inputs @ kernel
         >>> search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
         >>> optimizer = optax.chain(gauss_newton_cg(model), search)
-        >>> print(len(optimizer.init(jnp.zeros((1, 2)))))
-        2
+        >>> def loss(kernel, inputs, labels):
+        ...     logits = model(kernel, inputs)
+        ...     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        >>> batch = {"inputs": jnp.array([[1.0], [-1.0]]), "labels": jnp.array([0, 1])}
+        >>> kernel = jnp.zeros((1, 2))
+        >>> value, gradient = jax.value_and_grad(loss)(kernel, **batch)
+        >>> updates, state = optimizer.update(
+        ...     gradient, optimizer.init(kernel), kernel, value=value, grad=gradient,
+        ...     value_fn=loss, **batch)
+        >>> print(loss(kernel + updates, **batch) < value)
+        True
     """
     check_least(0, cg_tolerance=cg_tolerance, warm_start=warm_start)
     check_least(0, damping=damping, min_damping=min_damping, max_damping=max_damping)
