@@ -1,4 +1,4 @@
-"""Gauss–Newton by conjugate gradients needs fewer full-batch steps than first-order methods.
+"""Gauss–Newton by conjugate gradients needs fewer full-batch steps than AdamW, each of them dearer.
 
 Logistic regression and a tanh network on digits, and a small transformer on text of a Markov chain:
 the steps and seconds until the training loss is what AdamW reaches with the best of its learning
@@ -21,7 +21,7 @@ from benchmarks._harness import Claim, Report, optional_peer, temp_bytes
 from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg, natural_gradient
 
 Params = dict[str, jax.Array]
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 FIRST_ORDER = "AdamW"
 
 
@@ -50,18 +50,15 @@ def run(quick: bool) -> Report:
     """Each problem in turn."""
     report = Report("second_order")
     contrib = optional_peer("optax.contrib", report)
-    steps = (12, 6) if quick else (300, 60)
-    ratios = []
+    steps = (12, 6) if quick else (200, 40)
     for name, problem in problems(quick).items():
         runs = {
             method: best_of(rates, make, problem, steps[is_second])
             for method, (make, rates, is_second) in methods(problem, contrib, quick).items()
         }
-        ratios.append(summarise(report, name, runs, steps))
-    text = "Gauss–Newton steps over AdamW's to AdamW's last loss, worst problem"
-    report.claims.append(Claim(text, 0.5, max(r[0] for r in ratios)))
-    text = "Gauss–Newton seconds over AdamW's to AdamW's last loss, worst problem"
-    report.claims.append(Claim(text, 1.0, max(r[1] for r in ratios)))
+        fewer, faster = summarise(report, name, runs, steps)
+        report.claims.append(Claim(f"Gauss–Newton steps over AdamW's, {name}", 0.5, fewer))
+        report.claims.append(Claim(f"Gauss–Newton seconds over AdamW's, {name}", 1.0, faster))
     return report
 
 

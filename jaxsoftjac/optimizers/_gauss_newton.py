@@ -119,9 +119,18 @@ def gauss_newton_cg(
     check_least(1, cg_iterations=cg_iterations, samples=1 if samples is None else samples)
     top = objective_of(loss, head, loss_options(ignore_index, options))
     chosen = Options(
-        learning_rate, samples, damping, min_damping, max_damping, adapt_damping,
-        cg_iterations, cg_tolerance, warm_start, precondition, seed,
-    )  # fmt: skip
+        learning_rate,
+        samples,
+        damping,
+        min_damping,
+        max_damping,
+        adapt_damping,
+        cg_iterations,
+        cg_tolerance,
+        warm_start,
+        precondition,
+        seed,
+    )
     update: Any = partial(_update, model, top, chosen)
     return optax.chain(optax.GradientTransformationExtraArgs(partial(init, chosen), update))
 
@@ -179,11 +188,22 @@ def natural_gradient(
         1.0
     """
     return gauss_newton_cg(
-        model, learning_rate, samples=samples, head=head, ignore_index=ignore_index,
-        options=options, damping=damping, min_damping=min_damping, max_damping=max_damping,
-        adapt_damping=adapt_damping, cg_iterations=cg_iterations, cg_tolerance=cg_tolerance,
-        warm_start=warm_start, precondition=precondition, seed=seed,
-    )  # fmt: skip
+        model,
+        learning_rate,
+        samples=samples,
+        head=head,
+        ignore_index=ignore_index,
+        options=options,
+        damping=damping,
+        min_damping=min_damping,
+        max_damping=max_damping,
+        adapt_damping=adapt_damping,
+        cg_iterations=cg_iterations,
+        cg_tolerance=cg_tolerance,
+        warm_start=warm_start,
+        precondition=precondition,
+        seed=seed,
+    )
 
 
 def _update(

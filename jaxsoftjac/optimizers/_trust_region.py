@@ -73,7 +73,7 @@ def adapted(
     known = predicted > 0
     ratio = jnp.where(known & finite, change, -1) / jnp.where(known & finite, predicted, 1)
     raised = jnp.where(is_taken, 1.5, 4.0)
-    factor = jnp.where(ratio > 0.75, 2 / 3, jnp.where(ratio > 0.25, 1.0, raised))
+    factor = jnp.where(ratio > 0.75, 1 / 3, jnp.where(ratio > 0.25, 1.0, raised))
     factor = jnp.where(is_blind | ~is_number, 1.0, factor).astype(before.dtype)
     damping = bounded(chosen, solution.damping * factor)
     base = base_of(chosen, state.count - 1, before.dtype)

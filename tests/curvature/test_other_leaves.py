@@ -82,8 +82,11 @@ FUNCTIONS = {
 def test_the_other_leaves_are_constants(name):
     f = FUNCTIONS[name]
     expected = quick_jit(f)(PLAIN, {"kernel": TANGENTS["kernel"]})["kernel"]
-    kernel = lambda k, v: f(PARAMS | {"kernel": k}, TANGENTS | {"kernel": v})  # noqa: E731
-    of_kernel = quick_jit(lambda k, v: kernel(k, v)["kernel"])
+
+    @quick_jit
+    def of_kernel(k, v):
+        return f(PARAMS | {"kernel": k}, TANGENTS | {"kernel": v})["kernel"]
+
     close(of_kernel(PARAMS["kernel"], TANGENTS["kernel"]), expected)
     check(f(PARAMS, TANGENTS), expected)
 
@@ -112,7 +115,10 @@ def test_hessians_and_batches():
 def test_an_equinox_module():
     """With its activation among the leaves, and without the leaves that are not arrays."""
     module = eqx.nn.MLP(4, 3, 5, 1, key=KEY, dtype=WIDE)
-    of = lambda module, inputs: jax.vmap(module)(inputs)  # noqa: E731
+
+    def of(module, inputs):
+        return jax.vmap(module)(inputs)
+
     arrays, static = eqx.partition(module, eqx.is_inexact_array)
     tangents = jax.tree.map(jnp.cos, arrays)
     whole = gauss_newton_product(of)(module, INPUTS, LABELS, eqx.combine(tangents, static))

@@ -154,9 +154,14 @@ def test_the_loss_given_decides():
     def update(value_fn, **extra):
         gradient = jax.grad(loss)(KERNEL, INPUTS, LABELS)
         return optimizer.update(
-            gradient, optimizer.init(KERNEL), KERNEL, inputs=INPUTS, labels=LABELS,
-            value_fn=value_fn, **extra,
-        )  # fmt: skip
+            gradient,
+            optimizer.init(KERNEL),
+            KERNEL,
+            inputs=INPUTS,
+            labels=LABELS,
+            value_fn=value_fn,
+            **extra,
+        )
 
     taken, state = update(penalised, factor=0.0, unused=1)
     assert np.any(taken)

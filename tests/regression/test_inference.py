@@ -69,7 +69,9 @@ def test_every_mode_and_the_second_order():
 
     @quick_jit
     def all_of(l2):
-        f = lambda l2: validation_loss(l2, weights, X)  # noqa: E731
+        def f(l2):
+            return validation_loss(l2, weights, X)
+
         nested = jax.grad(jax.grad(f)), jax.jacfwd(jax.grad(f)), jax.jacfwd(jax.jacfwd(f))
         return jax.grad(f)(l2), jax.jacfwd(f)(l2), [g(l2) for g in nested]
 

@@ -159,7 +159,10 @@ def test_probabilities_as_labels():
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_rows_over_devices(axis_type):
     mesh = jax.make_mesh((4,), ("n",), axis_types=(getattr(jax.sharding.AxisType, axis_type),))
-    place = lambda a: jax.device_put(a, jax.NamedSharding(mesh, jax.P("n")))  # noqa: E731
+
+    def place(a):
+        return jax.device_put(a, jax.NamedSharding(mesh, jax.P("n")))
+
     expected = fit(X, NOISY, l2=1e-2)
     with jax.set_mesh(mesh):
         split = compiled("newton-cg", num_classes=K)(place(as_wide(X)), place(NOISY), l2=1e-2)
@@ -167,7 +170,9 @@ def test_rows_over_devices(axis_type):
 
 
 def test_under_vmap():
-    one = lambda l2: fit_softmax_regression(as_wide(X), NOISY, l2=l2, num_classes=K)  # noqa: E731
+    def one(l2):
+        return fit_softmax_regression(as_wide(X), NOISY, l2=l2, num_classes=K)
+
     several = quick_jit(jax.vmap(one))
     kernels = several(as_wide([1e-2, 1.0])).kernel
     np.testing.assert_allclose(kernels[0], fit(X, NOISY, l2=1e-2).kernel, atol=1e-5)
