@@ -21,5 +21,5 @@ They take the batch as extra arguments: `update(gradients, state, params, inputs
 from jaxsoftjac.optimizers._diagonal import DiagonalState as DiagonalState
 from jaxsoftjac.optimizers._diagonal import diagonal_gauss_newton as diagonal_gauss_newton
 from jaxsoftjac.optimizers._gauss_newton import gauss_newton_cg as gauss_newton_cg
-from jaxsoftjac.optimizers._gauss_newton import natural_gradient as natural_gradient
+from jaxsoftjac.optimizers._natural_gradient import natural_gradient as natural_gradient
 from jaxsoftjac.optimizers._trust_region import CurvatureState as CurvatureState
