@@ -22,6 +22,7 @@ SUBJECTS = (
     "linear_losses",
     "attention",
     "curvature",
+    "second_order",
     "regression",
 )
 

@@ -72,10 +72,14 @@ def speed(report: Report, shapes: list[tuple[int, int, int]], rounds: int) -> No
         params, inputs, labels, v = problem(*shape)
         arguments = params, inputs, labels
         gradient = jax.jit(jax.value_and_grad(mean_loss))
+
+        def hessian_product(p, x, c, v):
+            return hvp(lambda p: mean_loss(p, x, c))(p, v)
+
         programs: dict[str, Callable] = {
             "gauss_newton_product": jax.jit(gauss_newton_product(model)),
             "fisher_product": jax.jit(fisher_product(model)),
-            "hvp": jax.jit(lambda p, x, c, v: hvp(lambda p: mean_loss(p, x, c))(p, v)),  # noqa: E731
+            "hvp": jax.jit(hessian_product),
         }
         calls = {name: lambda f=f: f(*arguments, v) for name, f in programs.items()}  # noqa: B023
         product, fisher = (calls[n]() for n in ("gauss_newton_product", "fisher_product"))

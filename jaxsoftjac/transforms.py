@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsoftjac._trees import Floating, is_number
+
 Argnums = int | Sequence[int]
 
 
@@ -44,7 +46,7 @@ def jacobian(
     transforms = {"auto": _jacobian, "forward": jax.jacfwd, "reverse": jax.jacrev}
     if mode not in transforms:
         raise ValueError(f"`mode` must be one of {', '.join(transforms)}, got {mode!r}")
-    return _per_example(lambda f: transforms[mode](f, argnums), fun, batch_ndim)
+    return _per_example(transforms[mode], 1, fun, argnums, batch_ndim)
 
 
 def hessian(
@@ -66,7 +68,11 @@ def hessian(
     Raises:
         ValueError: `batch_ndim` is negative.
     """
-    return _per_example(lambda f: jax.jacfwd(jax.jacrev(f, argnums), argnums), fun, batch_ndim)
+
+    def dense(fun: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
+        return jax.jacfwd(jax.jacrev(fun, argnums), argnums)
+
+    return _per_example(dense, 2, fun, argnums, batch_ndim)
 
 
 def hvp(
@@ -92,60 +98,98 @@ def hvp(
 
     def product(*primals_and_tangents, **shared):
         *primals, tangents = primals_and_tangents
-        at, value_and_grad = _closed_over(partial(fun, **shared), argnums, primals)
-        tangents = tangents_like(at, tangents)
-        (value, gradient), (_, along) = jax.jvp(value_and_grad, (at,), (tangents,))
-        return (value, gradient, along) if has_value else along
+        at, of_chosen = _closed_over(partial(fun, **shared), argnums, primals)
+        tree = Floating(at)
+        value_and_grad = jax.value_and_grad(lambda arrays: of_chosen(tree.with_arrays(arrays)))
+        moves = tree.arrays, tree.tangents(tangents)
+        (value, gradient), (_, along) = jax.jvp(value_and_grad, moves[:1], moves[1:])
+        along = tree.derivatives(along)
+        return (value, tree.derivatives(gradient), along) if has_value else along
 
     return product
-
-
-def tangents_like(primals: Any, tangents: Any) -> Any:
-    """The tangents in the dtypes of the primals, checked for their structure and shapes."""
-    expected, got = jax.tree.structure(primals), jax.tree.structure(tangents)
-    if expected != got:
-        raise ValueError(f"`tangents` must have the structure {expected}, got {got}")
-    for p, t in zip(jax.tree.leaves(primals), jax.tree.leaves(tangents), strict=True):
-        if jnp.shape(p) != jnp.shape(t):
-            raise ValueError(f"`tangents` must have shape {jnp.shape(p)}, got {jnp.shape(t)}")
-    return jax.tree.map(lambda p, t: jnp.asarray(t, jnp.result_type(p)), primals, tangents)
 
 
 def _closed_over(
     fun: Callable[..., Any], argnums: Argnums, primals: Sequence[Any]
 ) -> tuple[Any, Callable[[Any], Any]]:
-    """The arguments at `argnums`, and value and gradient as a function of those alone."""
+    """The arguments at `argnums`, and `fun` as a function of those alone."""
     if isinstance(argnums, int):
-        at = primals[argnums]
-        chosen, unpack = (argnums,), lambda at: (at,)
+        chosen, at = (argnums,), primals[argnums]
     else:
-        chosen, unpack = tuple(argnums), lambda at: at
+        chosen = tuple(argnums)
         at = tuple(primals[i] for i in chosen)
 
     def of_chosen(at):
         arguments = list(primals)
-        for i, a in zip(chosen, unpack(at), strict=True):
+        for i, a in zip(chosen, (at,) if isinstance(argnums, int) else at, strict=True):
             arguments[i] = a
         return fun(*arguments)
 
-    return at, jax.value_and_grad(of_chosen)
+    return at, of_chosen
 
 
 def _per_example(
-    transform: Callable[[Callable[..., Any]], Callable[..., Any]],
+    transform: Callable[[Callable[..., Any], Argnums], Callable[..., Any]],
+    order: int,
     fun: Callable[..., Any],
+    argnums: Argnums,
     batch_ndim: int,
 ) -> Callable[..., Any]:
+    """The transform of `order` of `fun`, of each example."""
     if batch_ndim < 0:
         raise ValueError(f"`batch_ndim` must be ≥ 0, got {batch_ndim}")
 
     def derivative(*primals, **shared):
-        each = transform(partial(fun, **shared))
+        def each(*primals):
+            one = partial(fun, **shared)
+            at, of_chosen = _closed_over(one, argnums, primals)
+            if Floating(at).is_whole:
+                return transform(one, argnums)(*primals)
+            return _of_floating(transform, order, of_chosen, Floating(at))
+
+        if not batch_ndim:
+            return each(*primals)
+        leaves, structure = jax.tree.flatten(primals)
+        batched = [i for i, leaf in enumerate(leaves) if is_number(leaf)]
+
+        def of_batched(*arrays):
+            filled = list(leaves)
+            for i, a in zip(batched, arrays, strict=True):
+                filled[i] = a
+            return each(*jax.tree.unflatten(structure, filled))
+
         for _ in range(batch_ndim):
-            each = jax.vmap(each)
-        return each(*primals)
+            of_batched = jax.vmap(of_batched)
+        return of_batched(*(leaves[i] for i in batched))
 
     return derivative
+
+
+def _of_floating(
+    transform: Callable[..., Any], order: int, fun: Callable[[Any], Any], tree: Floating
+) -> Any:
+    """The transform of `fun` by the floating leaves of its argument, as a tree of trees."""
+    outputs = []
+
+    def of_arrays(arrays):
+        y = fun(tree.with_arrays(arrays))
+        outputs[:] = [jax.tree.structure(y), [jnp.shape(a) for a in jax.tree.leaves(y)]]
+        return y
+
+    dense = transform(of_arrays, 0)(tree.arrays)
+    structure, shapes = outputs
+
+    def nested(block, shape, order):
+        if not order:
+            return block
+        inner = [
+            nested(b, (*shape, *jnp.shape(a)), order - 1)
+            for a, b in zip(tree.arrays, block, strict=True)
+        ]
+        return tree.derivatives(inner, shape)
+
+    blocks = zip(structure.flatten_up_to(dense), shapes, strict=True)
+    return jax.tree.unflatten(structure, [nested(b, shape, order) for b, shape in blocks])
 
 
 def _jacobian(fun: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:

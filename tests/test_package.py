@@ -24,7 +24,17 @@ MODULES = [
 
 # In the order of imports: a room takes from those before it.
 ROOMS = (
-    ["_checks", "_rows", "_rules", "products", "functions", "losses", "dense", "operators"]
+    [
+        "_checks",
+        "_rows",
+        "_rules",
+        "_trees",
+        "products",
+        "functions",
+        "losses",
+        "dense",
+        "operators",
+    ]
     + ["attention", "transforms", "curvature", "optimizers", "regression", "diagnostics"]
     + ["plots", "cli"]
 )

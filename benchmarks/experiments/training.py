@@ -39,8 +39,10 @@ def experiment(quick: bool) -> tuple[Report, Figure]:
     sizes = [train[0].shape[1], hidden, 10]
     runs = {}
     for name, rates in RATES.items():
-        tried = [run(optimizer(name, rate), train, test, sizes, steps[0], BATCH) for rate in
-                 progress(rates, name)]  # fmt: skip
+        tried = [
+            run(optimizer(name, rate), train, test, sizes, steps[0], BATCH)
+            for rate in progress(rates, name)
+        ]
         best = min(range(len(rates)), key=lambda i: to_goal(tried[i], quick))
         runs[f"{name}, rate {rates[best]:g}"] = tried[best]
     for iterations in progress((10, 30), "Gauss–Newton"):
@@ -108,7 +110,10 @@ def summarise(report, runs, quick):
     if quick:
         return
     adam, diagonal, *newton = runs
-    best = lambda names, column: min(first[n, GOALS[-1]][column] for n in names)  # noqa: E731
+
+    def best(names, column):
+        return min(first[n, GOALS[-1]][column] for n in names)
+
     steps = best(newton, 0) / best([adam], 0)
     report.claims.append(Claim(f"Gauss–Newton steps over Adam's, to {GOALS[-1]:g}", 0.1, steps))
     seconds = best([diagonal], 1) / best([adam], 1)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxsoftjac.curvature._linearization import (
     Linearization,
@@ -13,15 +13,14 @@ from jaxsoftjac.curvature._linearization import (
     check_damping,
     linearize,
 )
-from jaxsoftjac.curvature._objective import Head, Loss, objective_of
-from jaxsoftjac.transforms import tangents_like
+from jaxsoftjac.curvature._objective import Head, Loss, Product, fisher_objective, objective_of
 
 
 def gauss_newton_product(
     model: Model,
     loss: Loss = "cross_entropy",
     *,
-    damping: float | jax.Array = 0.0,
+    damping: ArrayLike = 0.0,
     linearized: bool = False,
     head: Head | None = None,
     **options: Any,
@@ -35,7 +34,7 @@ def gauss_newton_product(
     are never held.
 
     Args:
-        model: function (params, inputs) → logits [..., K]; `params` is a pytree of floating arrays.
+        model: function (params, inputs) → logits [..., K]; `params` is a pytree.
         loss: "cross_entropy", or a function (logits, labels) → one loss per example, [...]; G is
             positive semi-definite if it is convex in the logits.
         damping: number ≥ 0.
@@ -44,58 +43,83 @@ def gauss_newton_product(
             of its kernel [D, V] in `params`, the keys of kernel and bias [V], or a function of the
             parameters to kernel or (kernel, bias), such as `lambda p: p["embedding"].T`. The loss
             is then `linear_cross_entropy`, with its mean.
-        **options: of the loss, such as `ignore_index`.
+        **options: of the loss, such as `ignore_index`: the mean is over the examples that are kept,
+            with or without `head`, and weighted if `weights` are given.
 
     Returns:
         Function (params, inputs, labels, tangents) → product, in the structure of `params`; if
-        `linearized`, (params, inputs, labels) → (value, gradient, v ↦ product).
+        `linearized`, (params, inputs, labels) → (value, gradient, v ↦ product). Integer leaves
+        of `params` are constants with products of dtype `float0`; leaves that are no arrays are
+        constants too, with None in their place.
 
     Raises:
         ValueError: `loss` is unknown, not one per example, or given with `head`; `damping` is
             negative; labels do not fit the logits, or tangents the parameters.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> product = gauss_newton_product(lambda kernel, inputs: inputs @ kernel)
+        >>> batch = jnp.ones((1, 1)), jnp.array([0])
+        >>> print(product(jnp.zeros((1, 2)), *batch, jnp.array([[1.0, 0.0]])))
+        [[ 0.25 -0.25]]
     """
     check_damping(damping)
     top = objective_of(loss, head, options)
 
-    def product_at(line: Linearization, hessian):
-        def product(tangents):
-            v = tangents_like(line.params, tangents)
-            return add_scaled(line.pull(hessian(line.push(v))), damping, v)
-
-        return product
-
-    def quadratic(params, inputs, labels):
+    def quadratic(params: Any, inputs: Any, labels: Any) -> tuple[jax.Array, Any, Product]:
         line = linearize(lambda p: top.outputs(model, p, inputs), params)
-        objective, hessian = top.loss_and_hessian(line.outputs, labels)
-        value, cotangent = jax.value_and_grad(objective)(line.outputs)
-        return value, line.pull(cotangent), product_at(line, hessian)
+        value, cotangent = jax.value_and_grad(lambda z: top.loss(z, labels))(line.outputs)
+        gradient = line.params.derivatives(line.pull(cotangent))
+        return value, gradient, _product(line, top.hessian(line.outputs, labels), damping)
 
-    def product(params, inputs, labels, tangents):
+    def product(params: Any, inputs: Any, labels: Any, tangents: Any) -> Any:
         line = linearize(lambda p: top.outputs(model, p, inputs), params)
-        return product_at(line, top.loss_and_hessian(line.outputs, labels)[1])(tangents)
+        return _product(line, top.hessian(line.outputs, labels), damping)(tangents)
 
     return quadratic if linearized else product
 
 
 def fisher_product(
-    model: Model, *, damping: float | jax.Array = 0.0, head: Head | None = None
+    model: Model, *, damping: ArrayLike = 0.0, head: Head | None = None, **options: Any
 ) -> Callable[..., Any]:
     """Product with the Fisher matrix, E over the model's own labels of ∇log p ∇log pᵀ.
 
-    For logits it is the Gauss–Newton matrix of cross-entropy, computed as such.
+    For logits it is the Gauss–Newton matrix of cross-entropy, computed as such. Labels, which may
+    have any value, say only which examples `ignore_index` leaves out.
 
-    Cost, arguments and errors as for `gauss_newton_product`.
+    Cost and errors as for `gauss_newton_product`.
+
+    Args:
+        model: function (params, inputs) → logits [..., K], or hidden states beneath a `head`.
+        damping: number ≥ 0.
+        head: as for `gauss_newton_product`.
+        **options: `ignore_index` and `weights`; with `head`, `block_size` and `logit_softcap`.
 
     Returns:
-        Function (params, inputs, labels, tangents) → product; the labels are not used, but for
-        their shape, and may be None.
+        Function (params, inputs, labels, tangents) → product; the labels may be None without
+        `ignore_index`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> product = fisher_product(lambda kernel, inputs: inputs @ kernel)
+        >>> print(product(jnp.zeros((1, 2)), jnp.ones((1, 1)), None, jnp.array([[1.0, 0.0]])))
+        [[ 0.25 -0.25]]
     """
-    product = gauss_newton_product(model, damping=damping, head=head)
+    check_damping(damping)
+    top = fisher_objective(head, options)
 
-    def of_any_labels(params, inputs, labels, tangents):
-        if labels is None:
-            shape = jax.eval_shape(model, params, inputs).shape[:-1]
-            labels = jnp.zeros(shape, jnp.int32)
-        return product(params, inputs, labels, tangents)
+    def product(params: Any, inputs: Any, labels: Any, tangents: Any) -> Any:
+        line = linearize(lambda p: top.outputs(model, p, inputs), params)
+        return _product(line, top.fisher(line.outputs, labels), damping)(tangents)
 
-    return of_any_labels
+    return product
+
+
+def _product(line: Linearization, hessian: Product, damping: ArrayLike) -> Product:
+    """Tangents in the structure of the parameters ↦ JᵀHJv + damping·v."""
+
+    def product(tangents: Any) -> Any:
+        v = line.params.tangents(tangents)
+        return line.params.derivatives(add_scaled(line.pull(hessian(line.push(v))), damping, v))
+
+    return product

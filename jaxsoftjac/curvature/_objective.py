@@ -1,72 +1,222 @@
-"""What stands on a model: its mean loss on logits, or on hidden states and the layer beneath it."""
+"""What stands on a model: its mean loss on logits, or on hidden states and the layer beneath it.
 
-from collections.abc import Callable
+All means are over the examples that are kept: those whose label is not `ignore_index`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jaxsoftjac.curvature._linearization import mean_softmax_hessian, number_of_rows
+from jaxsoftjac._checks import wide
+from jaxsoftjac.curvature._vocabulary_factor import VocabularyFactor
+from jaxsoftjac.functions import softmax
 from jaxsoftjac.losses import (
     cross_entropy,
     linear_cross_entropy,
     linear_cross_entropy_gauss_newton,
 )
+from jaxsoftjac.operators import SoftmaxJacobian
 
 Loss = str | Callable[..., jax.Array]
 Head = str | tuple[str, str] | Callable[[Any], Any]
+Product = Callable[[Any], Any]
+_BLOCK_ELEMENTS = 2**17  # logits of one block of classes, in all examples: 0.5 MB in float32
+_OF_MODEL = ("ignore_index", "weights", "block_size", "logit_softcap")
 
 
-class Objective(NamedTuple):
+class Objective(Protocol):
     """What stands on the model: its outputs as a function of the parameters, and their loss."""
 
-    outputs: Callable[..., Any]  # (model, params, inputs) → z
-    loss_and_hessian: Callable[..., Any]  # (z, labels) → z ↦ mean loss, v ↦ Hv
+    def outputs(self, model: Callable[..., Any], params: Any, inputs: Any) -> Any:
+        """The outputs z on which the loss stands."""
+        ...
+
+    def loss(self, z: Any, labels: Any) -> jax.Array:
+        """The mean loss."""
+        ...
+
+    def hessian(self, z: Any, labels: Any) -> Product:
+        """The product with H, the Hessian of the mean loss by the logits: v ↦ Hv."""
+        ...
+
+    def fisher(self, z: Any, labels: Any) -> Product:
+        """The same of cross-entropy, which reads of labels only whether they are kept."""
+        ...
+
+    def sampled_fisher(self, z: Any, labels: Any, key: jax.Array, samples: int) -> Product:
+        """A Monte Carlo estimate of `fisher`: the mean over signs ε of (Fε)(Fε)ᵀ, FFᵀ = H."""
+        ...
+
+    def sampled_cotangent(self, z: Any, labels: Any, key: jax.Array) -> Any:
+        """One Fε."""
+        ...
 
 
-def objective_of(loss: Loss, head: Head | None, options: dict[str, Any]) -> Objective:
+def objective_of(loss: Loss, head: Head | None, options: Mapping[str, Any]) -> Objective:
     """The checked `loss` on logits, or on hidden states and a `head`."""
-    return _logits_top(loss, options) if head is None else _vocabulary_top(loss, head, options)
-
-
-def _logits_top(loss: Loss, options: dict[str, Any]) -> Objective:
     if loss != "cross_entropy" and not callable(loss):
         raise ValueError(f'`loss` must be "cross_entropy" or a function, got {loss!r}')
-    losses = partial(loss if callable(loss) else cross_entropy, **options)
+    if head is None:
+        return _OnLogits(loss, options)
+    if loss != "cross_entropy":
+        raise ValueError(f'`loss` must be "cross_entropy" where `head` is given, got {loss!r}')
+    return _OnHidden(head, options)
 
-    def loss_and_hessian(z, labels):
-        shape = jax.eval_shape(losses, z, labels).shape
+
+def fisher_objective(head: Head | None, options: Mapping[str, Any]) -> Objective:
+    """The objective of which only the Fisher matrix is wanted."""
+    for name in options:
+        if name not in _OF_MODEL[: 2 if head is None else None]:
+            raise TypeError(f"`{name}` is no option of a Fisher matrix")
+    return objective_of("cross_entropy", head, options)
+
+
+@dataclass(frozen=True)
+class _OnLogits:
+    kind: Loss
+    options: Mapping[str, Any]
+
+    def outputs(self, model, params, inputs):
+        return model(params, inputs)
+
+    def loss(self, z, labels):
+        shape = jax.eval_shape(self._losses, z, labels).shape
         if shape != z.shape[:-1]:
             raise ValueError(
                 f"`loss` must give one value per example, shape {z.shape[:-1]}, got {shape}"
             )
-        objective = lambda z: jnp.sum(losses(z, labels)) / number_of_rows(z)  # noqa: E731
-        if loss == "cross_entropy" and not options:
-            return objective, mean_softmax_hessian(z)
-        return objective, jax.linearize(jax.grad(objective), z)[1]
+        kept, shares = shares_of(z, labels, self.options)
+        losses = self._losses(jnp.where(kept[..., None], z, 0), labels)
+        return jnp.sum(shares.astype(losses.dtype) * losses)
 
-    return Objective(lambda model, params, inputs: model(params, inputs), loss_and_hessian)
+    def hessian(self, z, labels):
+        jax.eval_shape(self.loss, z, labels)  # raises where they do not fit
+        if self.kind != "cross_entropy" or set(self.options) - {"ignore_index", "weights"}:
+            return jax.linearize(jax.grad(partial(self.loss, labels=labels)), z)[1]
+        kept, shares = shares_of(z, labels, self.options)
+        if jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+            labels = jnp.asarray(labels)
+            outside = kept & ((labels < 0) | (labels >= z.shape[-1]))
+            shares = jnp.where(outside, jnp.nan, shares)
+        return _mean_softmax_hessian(z, kept, shares)
+
+    def fisher(self, z, labels):
+        return _mean_softmax_hessian(z, *shares_of(z, labels, self.options))
+
+    def sampled_fisher(self, z, labels, key, samples):
+        J, shares = self._jacobian(z, labels)
+        scale = (shares / samples)[..., None]
+        keys = jax.random.split(key, samples)
+
+        def product(v):
+            v = v.astype(J.sigma.dtype)
+
+            def add(total, key):
+                signs = jax.random.rademacher(key, z.shape, v.dtype)
+                along = jnp.sum(signs * J.factor_t_mv(v), axis=-1, keepdims=True)
+                return total + J.factor_mv(signs) * along, None
+
+            return (scale * jax.lax.scan(add, jnp.zeros_like(v), keys)[0]).astype(z.dtype)
+
+        return product
+
+    def sampled_cotangent(self, z, labels, key):
+        J, shares = self._jacobian(z, labels)
+        signs = jax.random.rademacher(key, z.shape, J.sigma.dtype)
+        return (jnp.sqrt(shares)[..., None] * J.factor_mv(signs)).astype(z.dtype)
+
+    def _losses(self, z, labels):
+        options = {k: v for k, v in self.options.items() if k != "weights"}
+        return (self.kind if callable(self.kind) else cross_entropy)(z, labels, **options)
+
+    def _jacobian(self, z, labels):
+        kept, shares = shares_of(z, labels, self.options)
+        return SoftmaxJacobian.from_logits(wide(jnp.where(kept[..., None], z, 0))), shares
 
 
-def _vocabulary_top(loss: Loss, head: Head, options: dict[str, Any]) -> Objective:
-    if loss != "cross_entropy":
-        raise ValueError(f'`loss` must be "cross_entropy" where `head` is given, got {loss!r}')
+@dataclass(frozen=True)
+class _OnHidden:
+    head: Head
+    options: Mapping[str, Any]
 
-    def outputs(model, params, inputs):
-        if callable(head):
-            layer = head(params)
+    def outputs(self, model, params, inputs):
+        if callable(self.head):
+            layer = self.head(params)
+        elif isinstance(self.head, str):
+            layer = params[self.head]
         else:
-            layer = params[head] if isinstance(head, str) else tuple(params[k] for k in head)
+            layer = tuple(params[key] for key in self.head)
         return (model(params, inputs), *(layer if isinstance(layer, tuple) else (layer,)))
 
-    def loss_and_hessian(z, labels):
+    def loss(self, z, labels):
         bias = {"bias": z[2]} if len(z) == 3 else {}
-        objective = lambda z: linear_cross_entropy(  # noqa: E731
-            z[0], z[1], labels, **({"bias": z[2]} if bias else {}), reduction="mean", **options
-        )
-        return objective, lambda v: linear_cross_entropy_gauss_newton(
-            z[0], z[1], labels, v, **bias, reduction="mean", **options
+        return linear_cross_entropy(z[0], z[1], labels, **bias, **self.options, reduction="mean")
+
+    def hessian(self, z, labels):
+        return self._hessian(z, labels, self.options)
+
+    def fisher(self, z, labels):
+        kept, _ = shares_of(z[0], labels, self.options)
+        options = {**self.options, "ignore_index": -1}
+        return self._hessian(z, jnp.where(kept, 0, -1), options)
+
+    def sampled_fisher(self, z, labels, key, samples):
+        factor, keys = self._factor(z, labels), jax.random.split(key, samples)
+
+        def product(v):
+            total = jax.lax.map(lambda key: factor.outer_product(key, v), keys)
+            return jax.tree.map(lambda a: jnp.sum(a, axis=0) / samples, total)
+
+        return product
+
+    def sampled_cotangent(self, z, labels, key):
+        return self._factor(z, labels).cotangent(key)
+
+    def _hessian(self, z, labels, options):
+        options = {**options, "block_size": self._block_size(z)}
+        bias = {"bias": z[2]} if len(z) == 3 else {}
+        return lambda v: linear_cross_entropy_gauss_newton(
+            z[0], z[1], labels, v, **bias, **options, reduction="mean"
         )
 
-    return Objective(outputs, loss_and_hessian)
+    def _factor(self, z, labels):
+        kept, shares = shares_of(z[0], labels, self.options)
+        hidden = jnp.where(kept[..., None], z[0], 0)
+        return VocabularyFactor(
+            (hidden, *z[1:]),
+            shares,
+            block_size=self._block_size(z),
+            logit_softcap=self.options.get("logit_softcap"),
+        )
+
+    def _block_size(self, z):
+        """Classes per block: a product holds several blocks at once, where a loss holds one."""
+        rows, classes = z[0].size // max(1, z[0].shape[-1]), z[1].shape[-1]
+        widest = min(classes, max(128, _BLOCK_ELEMENTS // max(1, rows)))
+        given = self.options.get("block_size")
+        return max(1, widest) if given is None else given
+
+
+def _mean_softmax_hessian(z: jax.Array, kept: jax.Array, shares: jax.Array) -> Product:
+    """The Hessian of mean cross-entropy in the logits, v ↦ Σ share·Jv."""
+    scale = shares.astype(z.dtype)[..., None]
+    return jax.linearize(lambda z: scale * softmax(jnp.where(kept[..., None], z, 0)), z)[1]
+
+
+def shares_of(z: jax.Array, labels: Any, options: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Which examples are kept, and the share of each in the mean, 0 of those that are not."""
+    shape, dtype = z.shape[:-1], wide(z).dtype
+    kept = jnp.ones(shape, bool)
+    if options.get("ignore_index") is not None:
+        if labels is None:
+            raise ValueError("`labels` must be given where `ignore_index` is")
+        kept = jnp.broadcast_to(jnp.asarray(labels) != options["ignore_index"], shape)
+    shares = kept.astype(dtype)
+    if options.get("weights") is not None:
+        shares = jnp.where(kept, jnp.asarray(options["weights"], dtype), 0)
+    total = jnp.sum(shares)
+    return kept, shares * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))

@@ -8,62 +8,79 @@ J = FFᵀ with F = diag(√σ) − σ√σᵀ, a product with which is O(K).
 [[0.25 0.25]]
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
+from jaxsoftjac._trees import Floating
 from jaxsoftjac.curvature._linearization import (
     Linearization,
     Model,
     add_scaled,
     check_damping,
     linearize,
-    number_of_rows,
 )
-from jaxsoftjac.functions import softmax
-from jaxsoftjac.transforms import tangents_like
+from jaxsoftjac.curvature._objective import Head, Objective, fisher_objective, shares_of
+from jaxsoftjac.operators import SoftmaxJacobian
 
 
 def sampled_fisher_product(
-    model: Model, *, samples: int = 1, damping: float | jax.Array = 0.0
+    model: Model,
+    *,
+    samples: int = 1,
+    damping: ArrayLike = 0.0,
+    head: Head | None = None,
+    **options: Any,
 ) -> Callable[..., Any]:
     """Product with a Monte Carlo Fisher matrix of rank ≤ samples·N, unbiased.
 
     J = FFᵀ with F = diag(√σ) − σ√σᵀ, so that E[(Fε)(Fε)ᵀ] = J for random signs ε: each example's H
     is replaced by the mean of the samples' (Fε)(Fε)ᵀ.
 
-    Cost: as `gauss_newton_product` and `samples` arrays of the logits' size: what is cheaper is
-    the matrix, not the product.
+    Cost: as `gauss_newton_product`, and two passes over the logits for each sample: what is
+    cheaper is the matrix, not the product. With `head`, the [N, V] logits are never held.
 
     Args:
-        model: function (params, inputs) → logits [..., K].
+        model: function (params, inputs) → logits [..., K], or hidden states beneath a `head`.
         samples: vectors ε per example.
         damping: number ≥ 0.
+        head: as for `gauss_newton_product`.
+        **options: as for `fisher_product`.
 
     Returns:
-        Function (params, inputs, key, tangents) → product; the same key gives the same matrix.
+        Function (params, inputs, key, tangents, labels=None) → product; the same key gives the
+        same matrix. Labels are needed for `ignore_index` only.
 
     Raises:
         ValueError: `samples` is not positive, `damping` is negative, or the tangents do not fit.
+
+    Examples:
+        >>> product = sampled_fisher_product(lambda kernel, inputs: inputs @ kernel, samples=8)
+        >>> arguments = jnp.zeros((1, 2)), jnp.ones((1, 1)), jax.random.key(0)
+        >>> print(product(*arguments, jnp.array([[1.0, 0.0]])).shape)
+        (1, 2)
     """
     if samples < 1:
         raise ValueError(f"`samples` must be ≥ 1, got {samples}")
     check_damping(damping)
+    top = fisher_objective(head, options)
 
-    def product(params, inputs, key, tangents):
-        v = tangents_like(params, tangents)
-        line = linearize(lambda p: model(p, inputs), params)
-        hessian = sampled_hessian(line.outputs, key, samples)
-        return add_scaled(line.pull(hessian(line.push(v))), damping, v)
+    def product(params: Any, inputs: Any, key: jax.Array, tangents: Any, labels: Any = None) -> Any:
+        line = linearize(lambda p: top.outputs(model, p, inputs), params)
+        v = line.params.tangents(tangents)
+        hessian = top.sampled_fisher(line.outputs, labels, key, samples)
+        return line.params.derivatives(add_scaled(line.pull(hessian(line.push(v))), damping, v))
 
     return product
 
 
-def gauss_newton_diagonal(model: Model, *, samples: int | None = None) -> Callable[..., Any]:
+def gauss_newton_diagonal(
+    model: Model, *, samples: int | None = None, head: Head | None = None, **options: Any
+) -> Callable[..., Any]:
     """Diagonal of the Gauss–Newton matrix of mean cross-entropy, exact or sampled.
 
     Exact: Σ (JₙᵀF eⱼ)² over examples n and outputs j. Sampled: the mean of (Σₙ JₙᵀFεₙ)² over
@@ -71,79 +88,83 @@ def gauss_newton_diagonal(model: Model, *, samples: int | None = None) -> Callab
 
     Cost: exact, a backward pass for every output of an example, K for one row of logits, each with
     a gradient per example in memory unless the compiler fuses it away; sampled, one ordinary
-    gradient per sample.
+    gradient per sample, with `head` without the [N, V] logits.
 
     Args:
         model: function (params, inputs) → logits [N, ..., K]; for the exact diagonal, examples
             are the leading axis of every array of `inputs`, and do not influence each other.
         samples: number of samples; None for the exact diagonal.
+        head: as for `gauss_newton_product`; with `samples` only.
+        **options: as for `fisher_product`.
 
     Returns:
-        Function (params, inputs) → diagonal, in the structure of `params`; with `samples`,
-        (params, inputs, key).
+        Function (params, inputs, labels=None) → diagonal, in the structure of `params`; with
+        `samples`, (params, inputs, key, labels=None). Labels are needed for `ignore_index` only.
 
     Raises:
-        ValueError: `samples` is not positive.
+        ValueError: `samples` is not positive, or None where `head` is given.
+
+    Examples:
+        >>> diagonal = gauss_newton_diagonal(lambda kernel, inputs: inputs @ kernel)
+        >>> print(jnp.round(diagonal(jnp.zeros((1, 2)), jnp.ones((1, 1))), 3))
+        [[0.25 0.25]]
     """
+    top = fisher_objective(head, options)
     if samples is None:
-        return partial(_exact_diagonal, model)
+        if head is not None:
+            raise ValueError("`samples` must be given where `head` is: a backward pass a class")
+        return lambda params, inputs, labels=None: _exact_diagonal(
+            model, params, inputs, labels, options
+        )
     if samples < 1:
         raise ValueError(f"`samples` must be ≥ 1 or None, got {samples}")
 
-    def diagonal(params, inputs, key):
-        line = linearize(lambda p: model(p, inputs), params)
-        return sampled_diagonal(line, key, samples)
+    def diagonal(params: Any, inputs: Any, key: jax.Array, labels: Any = None) -> Any:
+        line = linearize(lambda p: top.outputs(model, p, inputs), params)
+        return line.params.derivatives(sampled_diagonal(top, line, labels, key, samples))
 
     return diagonal
 
 
-def sampled_hessian(
-    logits: jax.Array, key: jax.Array, samples: int
-) -> Callable[[jax.Array], jax.Array]:
-    """A Monte Carlo estimate of `mean_softmax_hessian`."""
-    signs = jax.random.rademacher(key, (samples, *logits.shape), logits.dtype)
-    vectors = _factor_product(signs, softmax(logits)[None])
+def sampled_diagonal(
+    top: Objective, line: Linearization, labels: Any, key: jax.Array, samples: int
+) -> list[jax.Array]:
+    """The mean over random signs ε of (JᵀFε)²."""
 
-    def product(v):
-        along = jnp.sum(vectors * v[None], axis=-1, keepdims=True)
-        return jnp.sum(vectors * along, axis=0) / (samples * number_of_rows(logits))
+    def squares(key: jax.Array) -> list[jax.Array]:
+        return [a**2 for a in line.pull(top.sampled_cotangent(line.outputs, labels, key))]
 
-    return product
-
-
-def sampled_diagonal(line: Linearization, key: jax.Array, samples: int) -> Any:
-    """The mean over random signs ε of (JᵀFε)²/N."""
-    sigma = softmax(line.outputs)
-
-    def squares(key):
-        signs = jax.random.rademacher(key, sigma.shape, sigma.dtype)
-        return jax.tree.map(jnp.square, line.pull(_factor_product(signs, sigma)))
-
+    if samples == 1:
+        return squares(key)
     estimates = lax.map(squares, jax.random.split(key, samples))
-    return jax.tree.map(lambda a: jnp.mean(a, axis=0) / number_of_rows(sigma), estimates)
+    return [jnp.mean(a, axis=0) for a in estimates]
 
 
-def _exact_diagonal(model: Model, params: Any, inputs: Any) -> Any:
-    def logits_of(params, x):
-        return model(params, jax.tree.map(lambda a: a[None], x))[0]
+def _exact_diagonal(
+    model: Model, params: Any, inputs: Any, labels: Any, options: Mapping[str, Any]
+) -> Any:
+    tree = Floating(params)
 
-    logits, pullbacks = jax.vmap(lambda x: jax.vjp(lambda p: logits_of(p, x), params))(inputs)
-    sigma = softmax(logits)
+    def logits_of(arrays: list[Any], x: Any) -> jax.Array:
+        return model(tree.with_arrays(arrays), jax.tree.map(lambda a: a[None], x))[0]
 
-    def add_squares(total, j):
-        def of_example(pullback, sigma):
-            unit = jnp.zeros(sigma.size, sigma.dtype).at[j].set(1).reshape(sigma.shape)
-            return jax.tree.map(jnp.square, pullback(_factor_product(unit, sigma))[0])
+    def at_example(x: Any) -> tuple[jax.Array, Callable[..., Any]]:
+        return jax.vjp(lambda arrays: logits_of(arrays, x), tree.arrays)
 
-        squares = jax.vmap(of_example)(pullbacks, sigma)
-        return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, squares), None
+    logits, pullbacks = jax.vmap(at_example)(inputs)
+    kept, shares = shares_of(logits, labels, options)
+    J = SoftmaxJacobian.from_logits(jnp.where(kept[..., None], logits, 0))
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    total, _ = lax.scan(add_squares, zeros, jnp.arange(sigma[0].size))
-    return jax.tree.map(lambda t: t / number_of_rows(sigma), total)
+    def add_squares(total: list[jax.Array], j: jax.Array) -> tuple[list[jax.Array], None]:
+        def of_example(pullback: Callable[..., Any], J: SoftmaxJacobian, share: jax.Array) -> Any:
+            size = J.sigma.size
+            unit = jnp.zeros(size, J.sigma.dtype).at[j].set(1).reshape(J.sigma.shape)
+            u = jnp.sqrt(share)[..., None] * J.factor_mv(unit)
+            return [a**2 for a in pullback(u.astype(logits.dtype))[0]]
 
+        squares = jax.vmap(of_example)(pullbacks, J, shares)
+        return [t + jnp.sum(s, axis=0) for t, s in zip(total, squares, strict=True)], None
 
-def _factor_product(e: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Fe with F = diag(√σ) − σ√σᵀ, FFᵀ = J."""
-    root = jnp.sqrt(sigma)
-    return root * e - sigma * jnp.sum(root * e, axis=-1, keepdims=True)
+    zeros = [jnp.zeros_like(a) for a in tree.arrays]
+    total, _ = lax.scan(add_squares, zeros, jnp.arange(logits[0].size))
+    return tree.derivatives(total)

@@ -1,4 +1,4 @@
-"""`fit_softmax_regression`: the arguments, the scaling, and the loop around the steps."""
+"""`fit_softmax_regression`: a fit, its derivatives, and a path of fits."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -6,24 +6,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
-from jax.scipy.linalg import cho_factor, cho_solve
+from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, wide
 from jaxsoftjac.functions import log_softmax
 from jaxsoftjac.losses import cross_entropy
+from jaxsoftjac.regression._arguments import (
+    check_options,
+    checked_data,
+    checked_path,
+    default_tol,
+)
+from jaxsoftjac.regression._loop import minimise
+from jaxsoftjac.regression._scaling import scaled
+from jaxsoftjac.regression._separation import way_to_go
+from jaxsoftjac.regression._standard_errors import standard_errors as errors_of
 from jaxsoftjac.regression._steps import (
     Problem,
-    class_differences,
-    dense_hessian,
     lbfgs,
     newton_cg,
     newton_cholesky,
+    tangent_solve,
 )
 
+_SOLVERS = {"newton-cg": newton_cg, "newton-cholesky": newton_cholesky, "lbfgs": lbfgs}
+_STEPS = {"newton-cg": 100, "newton-cholesky": 100, "lbfgs": 2000}
+_FAR = 0.2  # nats by which the logits still move at the answer where there is no minimiser
 
-class SoftmaxRegression(NamedTuple):
+
+class FittedRegression(NamedTuple):
     """A fitted model of log p = log_softmax(features @ kernel + bias)."""
 
     kernel: jax.Array  # [D, K], with sum 0 over the classes
@@ -31,8 +42,9 @@ class SoftmaxRegression(NamedTuple):
     loss: jax.Array  # mean cross-entropy + l2/2·‖kernel‖²
     gradient_norm: jax.Array  # of the loss by (kernel, bias)
     iterations: jax.Array
-    converged: jax.Array
+    converged: jax.Array  # at a minimiser
     standard_errors: tuple[jax.Array, jax.Array] | None  # of kernel and bias
+    separated: jax.Array  # whether classes can be separated and no penalty holds the coefficients
 
     def predict_log_proba(self, features: ArrayLike) -> jax.Array:
         """Log-probabilities [..., K] of features [..., D]."""
@@ -44,23 +56,28 @@ def fit_softmax_regression(
     features: ArrayLike,
     labels: ArrayLike,
     *,
-    l2: float | jax.Array,
+    l2: ArrayLike,
     num_classes: int | None = None,
     weights: ArrayLike | None = None,
     solver: str = "newton-cg",
     tol: float | None = None,
     max_iterations: int | None = None,
     standard_errors: bool = False,
-) -> SoftmaxRegression:
+    start: FittedRegression | None = None,
+) -> FittedRegression:
     """Minimiser of mean cross-entropy + l2/2·‖kernel‖², the bias unpenalised.
 
     Features are centred and scaled inside, to a Hessian at 0 with unit diagonal, so that their
-    units do not matter. The line search is optax's; a step of
+    units do not matter. Steps are halved until the loss falls; a step of
 
     - "newton-cg" solves with the Hessian by preconditioned conjugate gradients in float32, which
       gives a direction all the digits that it needs, while value and gradient keep theirs;
     - "newton-cholesky" factors the Hessian, in the K − 1 dimensions where it is not singular;
     - "lbfgs" is optax's L-BFGS.
+
+    The coefficients are differentiable in `l2`, `weights` and `features`, by the implicit function
+    theorem: the gradient of a loss on other data by the penalty, say. Under `vmap`, one program
+    fits the folds that `weights` of 0 and 1 make.
 
     Cost per step: O(N·D·K) time for each product with the Hessian, O(N·D²·K²) for a factorised one,
     and O((D·K)²) memory for that alone; a copy of the features, of float64 a second in float32.
@@ -68,8 +85,8 @@ def fit_softmax_regression(
     Args:
         features: real array [N, D]; its rows may be split over devices.
         labels: integers [N], or probabilities [N, K].
-        l2: penalty ≥ 0. Separable classes have no minimiser at 0: what is returned then has a
-            gradient of relative size `tol`.
+        l2: penalty ≥ 0. Separable classes have no minimiser at 0: `separated` is True of what is
+            returned then, and `converged` False.
         num_classes: K; by default one more than the largest label. Needed under `jit`.
         weights: factors ≥ 0 of the examples, [N]; their mean is weighted.
         solver: one of the three above.
@@ -77,165 +94,148 @@ def fit_softmax_regression(
             default 1e-8, in float32 3e-6.
         max_iterations: by default 100 Newton steps, or 2000 of L-BFGS.
         standard_errors: also give those of the coefficients, from the inverse of Σw times the
-            Hessian; needs its O((D·K)²) memory.
+            Hessian, ∞ where the data leave a coefficient open or are separable; needs its
+            O((D·K)²) memory.
+        start: a fit of the same number of features and classes, from which to start.
 
     Returns:
         The fit, `converged` False where `tol` was not reached. Without a penalty a coefficient that
         the data leave open is finite, and 0 for a constant feature.
 
     Raises:
-        TypeError: `features` or `weights` is boolean or complex.
-        ValueError: a shape does not fit, a label is not in [0, K), an option is out of range, or
-            `num_classes` is needed and absent.
+        TypeError: `features` or `weights` is boolean or complex, or labels are not numbers.
+        ValueError: a shape does not fit, a label is not in [0, K), features are not finite, weights
+            are negative, not finite or all 0, an option is out of range, or `num_classes` is
+            needed and absent. Of values, what is known outside `jit`.
+
+    Examples:
+        >>> fit = fit_softmax_regression(jnp.array([[0.0], [1.0], [2.0]]), [0, 1, 0], l2=0.1)
+        >>> print(jnp.argmax(fit.predict_log_proba([[1.0]])))
+        0
     """
-    x, labels, weights, K = _checked(features, labels, weights, num_classes)
-    _check_options(solver, l2, tol, max_iterations)
-    tol = _default_tol(x.dtype) if tol is None else tol
-    steps = _STEPS[solver] if max_iterations is None else max_iterations
-    fit: Any = partial(_fit, K=K, solver=solver, steps=steps, standard_errors=standard_errors)
+    x, labels, weights, K = checked_data(features, labels, weights, num_classes)
+    check_options(_SOLVERS, solver, l2=l2, tol=tol, max_iterations=max_iterations)
+    static = {"K": K, "solver": solver, "steps": max_iterations or _STEPS[solver]}
+    if max_iterations is not None:
+        static["steps"] = max_iterations
+    tol = default_tol(x.dtype) if tol is None else tol
+    numbers = jnp.asarray(l2, x.dtype), jnp.asarray(tol, x.dtype)
+    fit: Any = partial(_fit, standard_errors=standard_errors, **static)
     mesh = jax.typeof(x).sharding.mesh
     if mesh.explicit_axes:  # sums over rows that are split: the compiler knows where they go
         fit = jax.sharding.auto_axes(fit, out_sharding=jax.NamedSharding(mesh, jax.P()))
-    return fit(x, labels, weights, jnp.asarray(l2, x.dtype), jnp.asarray(tol, x.dtype))
+    return fit(x, labels, weights, *numbers, start)
 
 
-class _Scaling(NamedTuple):
-    """Of features, to x̃ = (x − mean)·factor, and a bias column of `bias_factor`."""
+def softmax_regression_path(
+    features: ArrayLike, labels: ArrayLike, *, l2: ArrayLike, **options: Any
+) -> FittedRegression:
+    """The fits for several penalties, each started from the one before: best from large to small.
 
-    mean: jax.Array  # [D]
-    factor: jax.Array  # [D]
-    bias_factor: jax.Array
+    Args:
+        features: as for `fit_softmax_regression`.
+        labels: as for `fit_softmax_regression`.
+        l2: penalties ≥ 0, [L].
+        **options: of `fit_softmax_regression`.
 
-    def coefficients(self, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Kernel and bias of θ, in the gauge where both have sum 0 over the classes."""
-        theta = theta - jnp.mean(theta, axis=0, keepdims=True)
-        kernel = theta[:, :-1].T * self.factor[:, None]
-        return kernel, theta[:, -1] * self.bias_factor - self.mean @ kernel
+    Returns:
+        The fits, arrays with a leading axis [L].
+
+    Raises:
+        TypeError: as `fit_softmax_regression`.
+        ValueError: as `fit_softmax_regression`, or `l2` is not one axis of numbers ≥ 0.
+
+    Examples:
+        >>> path = softmax_regression_path(jnp.array([[0.0], [1.0], [2.0]]), [0, 1, 0], l2=[1, 0.1])
+        >>> print(path.kernel.shape)
+        (2, 1, 2)
+    """
+    x, labels, weights, K = checked_data(
+        features, labels, options.pop("weights", None), options.pop("num_classes", None)
+    )
+    penalties = checked_path(l2).astype(x.dtype)
+    fixed = options | {"weights": weights, "num_classes": K}
+
+    def one(start: FittedRegression | None, penalty: jax.Array) -> tuple[Any, FittedRegression]:
+        result = fit_softmax_regression(x, labels, l2=penalty, start=start, **fixed)
+        return _start_of(result.kernel, result.bias), result
+
+    zeros = jnp.zeros((x.shape[1], K), x.dtype), jnp.zeros(K, x.dtype)
+    return lax.scan(one, options.get("start") or _start_of(*zeros), penalties)[1]
+
+
+def _start_of(kernel: jax.Array, bias: jax.Array) -> FittedRegression:
+    """A fit of which only the coefficients are known."""
+    nothing = jnp.zeros([], kernel.dtype)
+    never = jnp.zeros([], bool)
+    return FittedRegression(
+        kernel, bias, nothing, nothing, jnp.zeros([], jnp.int32), never, None, never
+    )
 
 
 @partial(jax.jit, static_argnames=("K", "solver", "steps", "standard_errors"))
-def _fit(x, labels, weights, l2, tol, *, K, solver, steps, standard_errors):
+def _fit(
+    x: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    l2: jax.Array,
+    tol: jax.Array,
+    start: FittedRegression | None,
+    *,
+    K: int,
+    solver: str,
+    steps: int,
+    standard_errors: bool,
+) -> FittedRegression:
     total = jnp.sum(weights)
-    weights = weights / jnp.maximum(total, jnp.finfo(x.dtype).tiny)
-    problem, scaling = _scaled(x, labels, weights, l2, K)
-    theta, iterations, converged = _minimise(problem, _SOLVERS[solver](problem), K, tol, steps)
+    shares = weights / jnp.maximum(total, jnp.finfo(x.dtype).tiny)
+    problem, scaling = scaled(x, labels, shares, l2, K)
+    first = None if start is None else lax.stop_gradient(scaling.theta(start.kernel, start.bias))
+    theta, (iterations, ended, moves) = _solution(problem, first, tol, solver, steps)
     kernel, bias = scaling.coefficients(theta)
 
-    def objective(kernel, bias):
+    def objective(kernel: jax.Array, bias: jax.Array) -> jax.Array:
         logits = jnp.dot(x, kernel, precision="highest") + bias[None]
-        return jnp.sum(weights * cross_entropy(logits, labels)) + l2 / 2 * jnp.sum(kernel**2)
+        penalty = l2 * jnp.sum(kernel * jnp.where(l2 > 0, kernel, 0))
+        return jnp.sum(shares * cross_entropy(logits, labels)) + penalty / 2
 
     loss, gradient = jax.value_and_grad(objective, (0, 1))(kernel, bias)
-    norm = optax.tree.norm(gradient)
-    errors = _standard_errors(problem, scaling, theta, total) if standard_errors else None
-    return SoftmaxRegression(kernel, bias, loss, norm, iterations, converged, errors)
+    separated = (moves > _FAR) & (l2 == 0)
+    errors = None
+    if standard_errors:
+        finite = errors_of(problem, scaling, theta, total, l2)
+        of_kernel, of_bias = (jnp.where(separated, jnp.inf, a) for a in finite)
+        errors = of_kernel, of_bias
+    return FittedRegression(
+        kernel,
+        bias,
+        loss,
+        optax.tree.norm(gradient),
+        iterations.astype(jnp.int32),
+        (ended > 0) & ~separated,
+        errors,
+        separated,
+    )
 
 
-def _scaled(x, labels, weights, l2, K) -> tuple[Problem, _Scaling]:
-    """The problem in coordinates in which its Hessian at 0 has a diagonal of 1."""
-    mean = weights @ x
-    x = x - mean[None]
-    largest = jnp.max(jnp.abs(x), axis=0)
-    deviation = largest * jnp.sqrt(weights @ (x / jnp.where(largest > 0, largest, 1)[None]) ** 2)
-    varies = deviation > 8 * jnp.finfo(x.dtype).eps * (jnp.abs(mean) + largest)
-    curvature = jnp.asarray((K - 1) / K**2 if K > 1 else 1, x.dtype)  # σ(1 − σ) averaged, at 0
-    size = jnp.hypot(jnp.sqrt(curvature) * deviation, jnp.sqrt(l2))
-    factor = jnp.where(varies, 1 / jnp.where(varies, size, 1), 0)
-    bias_factor = 1 / jnp.sqrt(curvature)
-    ones = jnp.full_like(x[:, :1], bias_factor)
-    penalty = jnp.append(jnp.where(varies, l2 * factor**2, 1), 0)
-    x = jnp.concatenate([x * factor[None], ones], axis=1)
-    return Problem(x, labels, weights, penalty), _Scaling(mean, factor, bias_factor)
+def _solution(
+    problem: Problem, start: jax.Array | None, tol: jax.Array, solver: str, steps: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """θ where the gradient is 0, a differentiable function of the problem, and how it went."""
+    shape, held = (problem.classes, problem.x.shape[1]), lax.stop_gradient(problem[:4])
+    constant = Problem(*held, problem.classes)
 
+    def solve(_: Any, theta: jax.Array) -> tuple[jax.Array, Any]:
+        direction, memory = _SOLVERS[solver](constant)
+        first = None if start is None else theta
+        end = minimise(constant.objective, direction, memory, shape, first, tol, steps)
+        if solver == "lbfgs":  # its directions are too rough to tell
+            newton, unset = newton_cg(constant)
+            end = end._replace(next_step=-newton(end.gradient, end.theta, unset)[0])
+        told = end.iterations, end.converged, way_to_go(constant, end)
+        return end.theta, tuple(a.astype(theta.dtype) for a in told)  # which have a derivative, 0
 
-def _minimise(problem: Problem, solver: Any, K: int, tol, steps: int):
-    """θ where the gradient is small, the number of steps, and whether it is."""
-    theta = jnp.zeros((K, problem.x.shape[1]), problem.x.dtype)
-    value_and_grad = optax.value_and_grad_from_state(problem.objective)
-    rounding = jnp.finfo(theta.dtype).eps * theta.shape[1] ** 0.5
-    first = jnp.linalg.norm(jax.grad(problem.objective)(theta))
-    goal = jnp.maximum(tol * first, rounding)
-
-    def step(carry):
-        theta, state, i, _ = carry
-        value, gradient = value_and_grad(theta, state=state)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integer types
-            updates, state = solver.update(
-                gradient, state, theta, value=value, grad=gradient, value_fn=problem.objective
-            )
-        norm = jnp.linalg.norm(optax.tree.get(state, "grad"))
-        return theta + updates, state, i + 1, norm
-
-    def is_open(carry):
-        return (carry[2] < steps) & (carry[3] > goal)
-
-    start = theta, solver.init(theta), jnp.int32(0), first
-    theta, _, iterations, norm = jax.lax.while_loop(is_open, step, start)
-    return theta, iterations, norm <= goal
-
-
-def _standard_errors(problem: Problem, scaling: _Scaling, theta: jax.Array, total: jax.Array):
-    """Square roots of the diagonal of the inverse Hessian over Σw, for kernel and bias."""
-    basis, D = class_differences(theta), theta.shape[1]
-    n = basis.shape[0]
-    hessian = dense_hessian(problem, theta)
-    covariance = cho_solve(cho_factor(hessian), jnp.eye(n * D, dtype=theta.dtype))
-    covariance = covariance.reshape(n, D, n, D) / total
-    to_kernel = scaling.factor
-    to_bias = jnp.append(-scaling.mean * scaling.factor, scaling.bias_factor)
-    of_bias = jnp.einsum("d,adbe,e->ab", to_bias, covariance, to_bias)
-    of_kernel = jnp.einsum("adbd->dab", covariance)[:-1] * (to_kernel**2)[:, None, None]
-    by_class = lambda c: jnp.sqrt(jnp.einsum("ak,...ab,bk->...k", basis, c, basis))  # noqa: E731
-    return by_class(of_kernel), by_class(of_bias)
-
-
-_SOLVERS = {"newton-cg": newton_cg, "newton-cholesky": newton_cholesky, "lbfgs": lbfgs}
-_STEPS = {"newton-cg": 100, "newton-cholesky": 100, "lbfgs": 2000}
-
-
-def _default_tol(dtype) -> float:
-    return 1e-8 if dtype == jnp.float64 else 3e-6
-
-
-def _checked(features, labels, weights, num_classes):
-    x = wide(as_real("features", features))
-    if x.ndim != 2:
-        raise ValueError(f"`features` must have shape (examples, features), got {x.shape}")
-    labels = jnp.asarray(labels)
-    if jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2:
-        num_classes = labels.shape[1] if num_classes is None else num_classes
-        expected = x.shape[0], num_classes
-    else:
-        expected = x.shape[:1]
-    if labels.shape != expected or not x.shape[0]:
-        raise ValueError(f"`labels` must have shape {expected}, not empty, got {labels.shape}")
-    if labels.ndim == 1:
-        num_classes = _number_of_classes(labels, num_classes)
-    weights = jnp.ones(x.shape[:1], x.dtype) if weights is None else as_real("weights", weights)
-    if weights.shape != x.shape[:1]:
-        raise ValueError(f"`weights` must have shape {x.shape[:1]}, got {weights.shape}")
-    return x, labels, weights.astype(x.dtype), num_classes
-
-
-def _number_of_classes(labels, num_classes) -> int:
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"`labels` must be integers, or probabilities, got {labels.dtype.name}")
-    if isinstance(labels, Tracer):
-        if num_classes is None:
-            raise ValueError("`num_classes` must be given under jit")
-        return num_classes
-    lowest, highest = int(jnp.min(labels)), int(jnp.max(labels))
-    num_classes = highest + 1 if num_classes is None else num_classes
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"`labels` must lie in [0, {num_classes}), got values from {lowest} to {highest}"
-        )
-    return num_classes
-
-
-def _check_options(solver, l2, tol, max_iterations) -> None:
-    if solver not in _SOLVERS:
-        raise ValueError(f"`solver` must be one of {', '.join(_SOLVERS)}, got {solver!r}")
-    for name, value in (("l2", l2), ("tol", tol), ("max_iterations", max_iterations)):
-        if isinstance(value, int | float) and not 0 <= value < float("inf"):
-            raise ValueError(f"`{name}` must be ≥ 0 and finite, got {value}")
+    guess = jnp.zeros(shape, problem.x.dtype) if start is None else start
+    return lax.custom_root(
+        jax.grad(problem.objective), guess, solve, partial(tangent_solve, constant), has_aux=True
+    )

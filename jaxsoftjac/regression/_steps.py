@@ -1,25 +1,26 @@
-"""Steps of softmax regression, as optax transformations: Newton's by two ways, and L-BFGS.
+"""Directions of softmax regression: Newton's by two ways, and those of L-BFGS.
 
 All work in the scaled coordinates θ [K, D + 1] of `regression`, in which the Hessian at 0 has a
-diagonal of 1, and end in optax's zoom line search.
+diagonal of 1. Each makes a function (gradient, θ, memory) → (d, memory), and the first memory.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
-from jax.scipy.sparse.linalg import cg
 from scipy.linalg import helmert
 
 from jaxsoftjac._rows import ClassAxes
 from jaxsoftjac.functions import softmax
 from jaxsoftjac.losses import cross_entropy
+from jaxsoftjac.optimizers._conjugate_gradients import conjugate_gradients
 from jaxsoftjac.products import softmax_product
+from jaxsoftjac.regression._loop import Direction
 
 _KRONECKER_FEATURES = 4096  # above, the D×D preconditioner gives way to its diagonal
 
@@ -31,6 +32,16 @@ class Problem(NamedTuple):
     labels: jax.Array
     weights: jax.Array  # [N], with sum 1
     penalty: jax.Array  # [D + 1]
+    classes: int
+
+    def in_float32(self) -> "Problem":
+        """The problem in float32, labels that are class numbers as they are."""
+
+        def low(a: jax.Array) -> jax.Array:
+            return a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a
+
+        x, labels, weights, penalty = (low(a) for a in self[:4])
+        return Problem(x, labels, weights, penalty, self.classes)
 
     def logits(self, theta: jax.Array) -> jax.Array:
         """Logits [K, N]: rows of examples are contiguous, whatever the number of classes."""
@@ -44,49 +55,37 @@ class Problem(NamedTuple):
         return jnp.sum(self.weights * losses) + jnp.sum(penalties) / 2
 
 
-def _newton(direction: Callable[..., tuple[jax.Array, Any]], memory: Any = ()) -> Any:
-    """Steps along −d for d, memory = direction(gradient, θ, memory); −gradient if d overflows."""
-
-    def init(params):
-        del params
-        return memory
-
-    def update(updates, state, params=None):
-        d, state = direction(updates, params, state)
-        return -jnp.where(jnp.all(jnp.isfinite(d)), d, updates), state
-
-    return optax.chain(optax.GradientTransformation(init, update), _line_search())
-
-
-def _line_search() -> Any:
-    return optax.scale_by_zoom_linesearch(25, initial_guess_strategy="one")
-
-
-def newton_cg(problem: Problem) -> Any:
-    """Steps by preconditioned conjugate gradients in float32, O(N·D·K) each."""
-    low = jax.tree.map(
-        lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, problem
-    )
+def newton_cg(problem: Problem) -> tuple[Direction, Any]:
+    """Directions by preconditioned conjugate gradients in float32, O(N·D·K) each."""
+    low = problem.in_float32()
     x, weights, penalty = low.x, low.weights[None], low.penalty[None]
     first, refreshed, precondition = _preconditioner(low)
 
-    def direction(gradient, theta, memory):
+    def direction(
+        gradient: jax.Array, theta: jax.Array, memory: _Preconditioner
+    ) -> tuple[jax.Array, _Preconditioner]:
         sigma = softmax(low.logits(theta.astype(x.dtype)), axis=0)
         memory = refreshed(memory, jnp.sum(weights * sigma * (1 - sigma)) / sigma.shape[0])
         damped = penalty + memory.curvature * _smallest(x)
 
-        def hessian(v):
-            along = jnp.einsum("kd,nd->kn", v, x)
-            return (weights * softmax_product(along, sigma, ClassAxes((0,)))) @ x + damped * v
+        def hessian(v: list[jax.Array]) -> list[jax.Array]:
+            along = jnp.einsum("kd,nd->kn", v[0], x)
+            spread = weights * softmax_product(along, sigma, ClassAxes((0,)))
+            return [spread @ x + damped * v[0]]
 
         norm = jnp.linalg.norm(gradient)
-        accuracy = jnp.clip(jnp.sqrt(norm), 0.1, 0.5).astype(x.dtype)
-        unit = (gradient / norm).astype(x.dtype)
-        solve: Any = partial(cg, maxiter=250, M=partial(precondition, memory))
-        d, _ = solve(hessian, unit, tol=accuracy)
-        return norm * d.astype(gradient.dtype), memory
+        solution = conjugate_gradients(
+            hessian,
+            [(gradient / jnp.where(norm > 0, norm, 1)).astype(x.dtype)],
+            None,
+            damping=jnp.zeros([], x.dtype),
+            precondition=lambda r: [precondition(memory, r[0])],
+            tolerance=jnp.clip(jnp.sqrt(norm), 0.1, 0.5),
+            iterations=250,
+        )
+        return norm * solution.x[0].astype(gradient.dtype), memory
 
-    return _newton(direction, first)
+    return direction, first
 
 
 class _Preconditioner(NamedTuple):
@@ -99,29 +98,33 @@ class _Preconditioner(NamedTuple):
     inverse: jax.Array
 
 
-def _preconditioner(problem: Problem):
+def _preconditioner(
+    problem: Problem,
+) -> tuple[_Preconditioner, Callable[..., _Preconditioner], Callable[..., jax.Array]]:
     """The first memory, (memory, c) → memory, and (memory, r) → preconditioned r."""
     x, weights, penalty = problem.x, problem.weights, problem.penalty
-    if x.shape[1] > _KRONECKER_FEATURES:
-        squares = weights @ x**2 + _smallest(x)
-        invert = lambda c: 1 / (c * squares + penalty)  # noqa: E731
-        precondition = lambda memory, r: r * memory.inverse[None]  # noqa: E731
-    else:
-        eye = jnp.eye(x.shape[1], dtype=x.dtype)
+    is_dense = x.shape[1] <= _KRONECKER_FEATURES
+    eye = jnp.eye(x.shape[1] if is_dense else 0, dtype=x.dtype)
+    if is_dense:
         gram = (x * weights[:, None]).T @ x + _smallest(x) * eye
+    else:
+        gram = weights @ x**2 + _smallest(x)
 
-        def invert(c):
-            return cho_solve(cho_factor(c * gram + jnp.diag(penalty)), eye)
+    def invert(c: jax.Array) -> jax.Array:
+        if not is_dense:
+            return 1 / (c * gram + penalty)
+        return cho_solve(cho_factor(c * gram + jnp.diag(penalty)), eye)
 
-        precondition = lambda memory, r: r @ memory.inverse  # noqa: E731
+    def precondition(memory: _Preconditioner, r: jax.Array) -> jax.Array:
+        return r @ memory.inverse if is_dense else r * memory.inverse[None]
 
-    def refreshed(memory, c):
+    def refreshed(memory: _Preconditioner, c: jax.Array) -> _Preconditioner:
         c = jnp.maximum(c, float(jnp.finfo(c.dtype).eps) ** 2)
-        renewed = lambda: _Preconditioner(c, invert(c))  # noqa: E731
-        return jax.lax.cond(c < memory.curvature / 2, renewed, lambda: memory)
+        return lax.cond(
+            c < memory.curvature / 2, lambda: _Preconditioner(c, invert(c)), lambda: memory
+        )
 
-    first = jax.eval_shape(invert, penalty[0])
-    unset = _Preconditioner(jnp.asarray(jnp.inf, x.dtype), jnp.zeros(first.shape, x.dtype))
+    unset = _Preconditioner(jnp.asarray(jnp.inf, x.dtype), jnp.zeros_like(gram))
     return unset, refreshed, precondition
 
 
@@ -130,16 +133,21 @@ def _smallest(x: jax.Array) -> float:
     return 10 * x.shape[1] * float(jnp.finfo(x.dtype).eps)
 
 
-def newton_cholesky(problem: Problem) -> Any:
-    """Steps by factorisation of `dense_hessian`."""
+def newton_cholesky(problem: Problem) -> tuple[Direction, Any]:
+    """Directions by factorisation of `dense_hessian`."""
 
-    def direction(gradient, theta, memory):
+    def direction(
+        gradient: jax.Array, theta: jax.Array, memory: tuple[()]
+    ) -> tuple[jax.Array, tuple[()]]:
         basis = class_differences(theta)
         g = basis @ gradient
-        d = cho_solve(cho_factor(dense_hessian(problem, theta)), g.ravel())
+        hessian = dense_hessian(problem, theta)
+        floor = len(hessian) * jnp.finfo(g.dtype).eps * jnp.max(jnp.diagonal(hessian), initial=0)
+        damped = hessian + floor * jnp.eye(len(hessian), dtype=g.dtype)
+        d = cho_solve(cho_factor(damped), g.ravel())
         return basis.T @ d.reshape(g.shape), memory
 
-    return _newton(direction)
+    return direction, ()
 
 
 def dense_hessian(problem: Problem, theta: jax.Array) -> jax.Array:
@@ -152,18 +160,16 @@ def dense_hessian(problem: Problem, theta: jax.Array) -> jax.Array:
     sigma = softmax(problem.logits(theta), axis=0)
     rows, columns = np.triu_indices(basis.shape[0])
 
-    def block(pair):
+    def block(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         a, b = (v[:, None] - (v @ sigma)[None] for v in pair)
         covariance = weights * jnp.sum(sigma * a * b, axis=0)
         return jnp.dot((x * covariance[:, None]).T, x, precision="highest")
 
-    blocks = jax.lax.map(block, (basis[rows], basis[columns]))
+    blocks = lax.map(block, (basis[rows], basis[columns]))
     n, D = basis.shape[0], x.shape[1]
     hessian = jnp.zeros((n, D, n, D), x.dtype)
     hessian = hessian.at[rows, :, columns].set(blocks).at[columns, :, rows].set(blocks)
-    hessian = hessian.reshape(n * D, n * D)
-    floor = n * D * jnp.finfo(x.dtype).eps * jnp.max(jnp.diagonal(hessian), initial=0)
-    return hessian + jnp.diag(jnp.tile(problem.penalty, n) + floor)
+    return hessian.reshape(n * D, n * D) + jnp.diag(jnp.tile(problem.penalty, n))
 
 
 def class_differences(theta: jax.Array) -> jax.Array:
@@ -171,7 +177,35 @@ def class_differences(theta: jax.Array) -> jax.Array:
     return jnp.asarray(helmert(theta.shape[0]), theta.dtype)
 
 
-def lbfgs(problem: Problem) -> Any:
-    """Steps by optax's L-BFGS."""
-    del problem
-    return optax.lbfgs(linesearch=_line_search())
+def lbfgs(problem: Problem) -> tuple[Direction, Any]:
+    """Directions of optax's L-BFGS."""
+    rule: Any = optax.scale_by_lbfgs()
+    shape = problem.classes, problem.x.shape[1]
+
+    def direction(gradient: jax.Array, theta: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integer types
+            return rule.update(gradient, memory, theta)
+
+    return direction, rule.init(jnp.zeros(shape, problem.x.dtype))
+
+
+def tangent_solve(
+    problem: Problem, hessian: Callable[[jax.Array], jax.Array], b: jax.Array
+) -> jax.Array:
+    """The least-norm solution of Hx = b in full precision, for derivatives of the minimiser."""
+    penalty, x = problem.penalty, problem.x
+    diagonal = jnp.maximum(problem.weights @ x**2 / problem.classes + penalty, _smallest(x))
+
+    def solve(product: Callable[[jax.Array], jax.Array], b: jax.Array) -> jax.Array:
+        solution = conjugate_gradients(
+            lambda v: [product(v[0])],
+            [b],
+            None,
+            damping=jnp.zeros([], b.dtype),
+            precondition=lambda r: [r[0] / diagonal[None]],
+            tolerance=4 * jnp.finfo(b.dtype).eps,
+            iterations=4 * b.size,
+        )
+        return solution.x[0]
+
+    return lax.custom_linear_solve(hessian, b, solve, symmetric=True)

@@ -100,10 +100,10 @@ def test_options_of_the_loss():
         return H, *(f(params, INPUTS, LABELS, TANGENTS) for f in (plain, of_head))
 
     H, plain, of_head = everything(PARAMS)
-    expected = dense_matrix(PARAMS, H) @ flat(TANGENTS)
-    close(flat(plain), expected)
-    kept = len(LABELS) / np.sum(LABELS != 0)  # with `head` the mean is over what is not ignored
-    close(flat(of_head), expected * WIDE.type(kept))
+    kept = WIDE.type(len(LABELS) / np.sum(LABELS != 0))  # the mean is over what is not ignored
+    expected = kept * (dense_matrix(PARAMS, H) @ flat(TANGENTS))
+    for product in (plain, of_head):
+        close(flat(product), expected)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_one_linearisation_for_many_products(make):
     value, gradient, products = everything(PARAMS, several)
     jax.tree.map(close, (value, gradient), plain_loss_and_gradient(PARAMS))
     for i in range(2):
-        at = lambda tree: flat(jax.tree.map(lambda a: a[i], tree))  # noqa: B023, E731
-        close(at(products), dense_matrix(PARAMS) @ at(several))
+        of_one, along = (flat(jax.tree.map(lambda a: a[i], t)) for t in (products, several))  # noqa: B023
+        close(of_one, dense_matrix(PARAMS) @ along)
 
 
 def test_the_model_is_evaluated_once():
@@ -204,7 +204,10 @@ def test_samples_converge_to_what_they_estimate():
 def test_one_sample_is_a_semi_definite_matrix_of_low_rank():
     product = sampled_fisher_product(model)
     vector, unravel = ravel_pytree(PARAMS)
-    column = lambda v: flat(product(PARAMS, INPUTS[:2], jax.random.key(1), unravel(v)))  # noqa: E731
+
+    def column(v):
+        return flat(product(PARAMS, INPUTS[:2], jax.random.key(1), unravel(v)))
+
     matrix = np.asarray(quick_jit(jax.vmap(column))(jnp.eye(vector.size, dtype=WIDE)), np.float64)
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
     eigenvalues = np.linalg.eigvalsh(matrix)

@@ -65,7 +65,10 @@ def test_a_step_solves_with_the_damped_matrix():
     def step_and_matrix(params):
         vector, unravel = ravel_pytree(params)
         product = gauss_newton_product(model, damping=damping)
-        column = lambda v: ravel_pytree(product(params, INPUTS, LABELS, unravel(v)))[0]  # noqa: E731
+
+        def column(v):
+            return ravel_pytree(product(params, INPUTS, LABELS, unravel(v)))[0]
+
         gradient = jax.grad(loss)(params)
         updates, _ = optimizer.update(gradient, optimizer.init(params), params, **BATCH)
         return updates, gradient, jax.vmap(column)(jnp.eye(vector.size, dtype=WIDE))

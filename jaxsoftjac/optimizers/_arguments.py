@@ -1,0 +1,76 @@
+"""What the optimizers take: their options, the arguments of an update, and its parameters."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from jaxsoftjac._checks import working_dtype
+from jaxsoftjac._trees import Floating
+
+Schedule = ArrayLike | Callable[[Any], Any]
+
+
+def at_step(value: Schedule, count: jax.Array) -> Any:
+    """A number, or what a schedule says at this step."""
+    return value(count) if callable(value) else value
+
+
+def check_least(least: float, **options: Any) -> None:
+    """Raises where an option that is a known number is less."""
+    for name, value in options.items():
+        is_known = isinstance(value, int | float | np.ndarray | np.generic)
+        if is_known and np.any(~(np.asarray(value) >= least)):
+            raise ValueError(f"`{name}` must be ≥ {least}, got {value}")
+
+
+def check_given(**arguments: Any) -> None:
+    """Raises where the update lacks an argument."""
+    for name, value in arguments.items():
+        if value is None:
+            raise ValueError(f"`{name}` must be given to the update")
+
+
+def loss_options(ignore_index: int | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of the loss."""
+    ignored = {} if ignore_index is None else {"ignore_index": ignore_index}
+    return {**(options or {}), **ignored}
+
+
+def floating(params: Any) -> tuple[Floating, jnp.dtype]:
+    """The floating arrays of the parameters, and the dtype of numbers that belong to all."""
+    tree = Floating(params)
+    tree.check_arrays("params")
+    dtypes = [jnp.result_type(a) for a in tree.arrays] or [jnp.result_type(float)]
+    return tree, working_dtype(max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits))
+
+
+def whole(params: Any, all_params: Any) -> Any:
+    """The parameters, and in place of those that optax masks, the ones of `all_params`."""
+    if all_params is None:
+        return params
+    return jax.tree.map(
+        lambda p, of_all: of_all if isinstance(p, optax.MaskedNode) else p,
+        params,
+        all_params,
+        is_leaf=lambda p: isinstance(p, optax.MaskedNode),
+    )
+
+
+def called(function: Callable[..., Any], params: Any, arguments: Mapping[str, Any]) -> Any:
+    """A function of the parameters, with those of the arguments that it has a name for."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return function(params, **arguments)
+    names = {p.name for p in parameters}
+    return function(params, **{k: v for k, v in arguments.items() if k in names})
+
+
+def key_of_step(seed: ArrayLike, count: jax.Array) -> jax.Array:
+    """A key for each step, so that none has to be kept in the state."""
+    return jax.random.fold_in(jax.random.key(seed), count)

@@ -1,0 +1,163 @@
+"""Clipped steps by a diagonal of the Gauss–Newton matrix."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxsoftjac._checks import wide
+from jaxsoftjac.curvature._linearization import Model, linearize
+from jaxsoftjac.curvature._objective import Head, Objective, fisher_objective
+from jaxsoftjac.curvature._sampled import sampled_diagonal
+from jaxsoftjac.optimizers._arguments import (
+    Schedule,
+    at_step,
+    check_given,
+    check_least,
+    floating,
+    key_of_step,
+    loss_options,
+    whole,
+)
+
+
+class DiagonalState(NamedTuple):
+    """State of `diagonal_gauss_newton`."""
+
+    count: jax.Array
+    mean: Any  # of the gradients
+    diagonal: Any  # mean of the sampled diagonals
+
+
+class _Options(NamedTuple):
+    learning_rate: Schedule
+    b1: ArrayLike
+    b2: ArrayLike
+    scale: ArrayLike
+    threshold: ArrayLike
+    every: ArrayLike
+    samples: int
+    eps: ArrayLike
+    seed: ArrayLike
+
+
+def diagonal_gauss_newton(
+    model: Model,
+    learning_rate: Schedule,
+    *,
+    head: Head | None = None,
+    ignore_index: int | None = None,
+    b1: ArrayLike = 0.95,
+    b2: ArrayLike = 0.95,
+    scale: ArrayLike = 1.0,
+    threshold: ArrayLike = 1.0,
+    every: ArrayLike = 10,
+    samples: int = 1,
+    eps: ArrayLike = 1e-12,
+    seed: ArrayLike = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Steps −clip(m / (scale·d)): m a mean of gradients, d of sampled Gauss–Newton diagonals.
+
+    As Sophia (Liu et al. 2023, arXiv 2305.14342), whose diagonal comes from sampled labels; here
+    from random signs through the factor of the softmax Jacobian, see `gauss_newton_diagonal`.
+
+    Cost: a gradient more every `every` steps; two arrays of the parameters' size. With `head`, the
+    [N, V] logits are never held.
+
+    Args:
+        model: function (params, inputs) → logits [..., K], or hidden states beneath a `head`.
+        learning_rate: size of a clipped step in every coordinate, or a schedule.
+        head: as for `gauss_newton_product`.
+        ignore_index: label whose examples do not count.
+        b1: decay of m.
+        b2: decay of d, per sampled diagonal.
+        scale: factor of d; the smaller, the more coordinates are clipped.
+        threshold: bound on a coordinate before the learning rate.
+        every: steps between diagonals.
+        samples: samples of each.
+        eps: least scale·d.
+        seed: of the samples.
+
+    Returns:
+        Transformation whose update needs `params`, and `inputs` by keyword, and `labels` where
+        `ignore_index` is given; masked, `all_params`.
+
+    Raises:
+        TypeError: by `init`: a leaf of the parameters is no array.
+        ValueError: an option is out of range. By the update: an argument is missing.
+
+    Examples:
+        >>> optimizer = diagonal_gauss_newton(lambda kernel, inputs: inputs @ kernel, 0.1)
+        >>> print(optimizer.init(jnp.zeros((1, 2)))[0].diagonal)
+        [[0. 0.]]
+    """
+    check_least(1, every=every, samples=samples)
+    top = fisher_objective(head, loss_options(ignore_index, None))
+    chosen = _Options(learning_rate, b1, b2, scale, threshold, every, samples, eps, seed)
+    update: Any = partial(_update, model, top, chosen)
+    return optax.chain(optax.GradientTransformationExtraArgs(_init, update))
+
+
+def _init(params: Any) -> DiagonalState:
+    tree, _ = floating(params)
+    zeros = tree.updates([jnp.zeros(a.shape, wide(a).dtype) for a in map(jnp.asarray, tree.arrays)])
+    return DiagonalState(jnp.zeros([], jnp.int32), zeros, zeros)
+
+
+def _update(
+    model: Model,
+    top: Objective,
+    chosen: _Options,
+    updates: Any,
+    state: DiagonalState,
+    params: Any = None,
+    *,
+    inputs: Any = None,
+    labels: Any = None,
+    all_params: Any = None,
+    **others: Any,
+) -> tuple[Any, DiagonalState]:
+    del others
+    check_given(params=params, inputs=inputs)
+    tree, dtype = floating(params)
+    gradient = [wide(g) for g in tree.tangents(updates, "updates")]
+    *_, b1, b2 = state_numbers = _numbers(chosen, dtype)
+    count, last = state.count + 1, tree.of(state.diagonal)
+
+    def renewed() -> list[jax.Array]:
+        line = linearize(lambda p: top.outputs(model, whole(p, all_params), inputs), params)
+        key = key_of_step(chosen.seed, state.count)
+        sampled = sampled_diagonal(top, line, labels, key, chosen.samples)
+        return _moment([wide(a) for a in sampled], last, b2)
+
+    d = lax.cond(state.count % chosen.every == 0, renewed, lambda: last)
+    mean = _moment(gradient, tree.of(state.mean), b1)
+    rate = jnp.asarray(at_step(chosen.learning_rate, state.count), dtype)
+    scale, threshold, eps = state_numbers[:3]
+    first = 1 / (1 - b1 ** count.astype(dtype))
+    second = scale / (1 - b2 ** (state.count // chosen.every + 1).astype(dtype))
+
+    def step(leaf: jax.Array, m: jax.Array, d: jax.Array) -> jax.Array:
+        factors = (a.astype(m.dtype) for a in (first, second, eps, threshold, rate))
+        first_, second_, eps_, threshold_, rate_ = factors
+        ratio = first_ * m / jnp.maximum(second_ * d, eps_)
+        return (-rate_ * jnp.clip(ratio, -threshold_, threshold_)).astype(jnp.result_type(leaf))
+
+    steps = [step(*leaves) for leaves in zip(tree.arrays, mean, d, strict=True)]
+    return tree.updates(steps), DiagonalState(count, tree.updates(mean), tree.updates(d))
+
+
+def _numbers(chosen: _Options, dtype: Any) -> list[jax.Array]:
+    numbers = chosen.scale, chosen.threshold, chosen.eps, chosen.b1, chosen.b2
+    return [jnp.asarray(a, dtype) for a in numbers]
+
+
+def _moment(values: list[jax.Array], mean: list[jax.Array], decay: jax.Array) -> list[jax.Array]:
+    return [
+        (1 - decay.astype(m.dtype)) * a.astype(m.dtype) + decay.astype(m.dtype) * m
+        for a, m in zip(values, mean, strict=True)
+    ]

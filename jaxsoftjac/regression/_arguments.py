@@ -1,0 +1,124 @@
+"""The checked arguments of a fit: shapes and dtypes always, values where they are known."""
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from jaxsoftjac._checks import as_real, wide
+
+
+def default_tol(dtype: Any) -> float:
+    """The default of `tol`."""
+    return 1e-8 if dtype == jnp.float64 else 3e-6
+
+
+def checked_data(
+    features: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, num_classes: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+    """Features in their working dtype, labels, weights, and K."""
+    x = wide(as_real("features", features))
+    if x.ndim != 2:
+        raise ValueError(f"`features` must have shape (examples, features), got {x.shape}")
+    _check_values("features", x)
+    labels, num_classes = _checked_labels(labels, x.shape[0], num_classes)
+    weights = jnp.ones(x.shape[:1], x.dtype) if weights is None else as_real("weights", weights)
+    if weights.shape != x.shape[:1]:
+        raise ValueError(f"`weights` must have shape {x.shape[:1]}, got {weights.shape}")
+    _check_values("weights", weights, least=0)
+    if _is_known(weights) and not _extremes(weights)[1] > 0:
+        raise ValueError("`weights` must not all be zero")
+    return x, labels, weights.astype(x.dtype), num_classes
+
+
+def check_options(
+    solvers: Collection[str], solver: str, *, l2: Any, tol: Any, max_iterations: Any
+) -> None:
+    """Raises where an option is out of range."""
+    if solver not in solvers:
+        raise ValueError(f"`solver` must be one of {', '.join(solvers)}, got {solver!r}")
+    for name, value in (("l2", l2), ("tol", tol), ("max_iterations", max_iterations)):
+        if value is None or not _is_known(value):
+            continue
+        if np.shape(value) != ():
+            raise ValueError(f"`{name}` must be a number, got shape {np.shape(value)}")
+        if not 0 <= float(value) < float("inf"):
+            raise ValueError(f"`{name}` must be ≥ 0 and finite, got {value}")
+
+
+def checked_path(l2: ArrayLike) -> jax.Array:
+    """The penalties of a path, [L]."""
+    penalties = as_real("l2", l2)
+    if penalties.ndim != 1:
+        raise ValueError(f"`l2` must have shape (L,), got {penalties.shape}")
+    _check_values("l2", penalties, least=0)
+    return penalties
+
+
+def _checked_labels(
+    labels: ArrayLike, count: int, num_classes: int | None
+) -> tuple[jax.Array, int]:
+    if not _is_known(labels) or isinstance(labels, jax.Array):
+        labels = jnp.asarray(labels)
+    else:
+        labels = _as_numbers(labels)
+    has_rows = jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2
+    K = labels.shape[1] if has_rows and num_classes is None else num_classes
+    expected = (count, K) if has_rows else (count,)
+    if labels.shape != expected or not count:
+        raise ValueError(f"`labels` must have shape {expected}, not empty, got {labels.shape}")
+    if not has_rows:
+        return labels, _number_of_classes(labels, num_classes)
+    _check_values("labels", labels, least=0)
+    return labels, labels.shape[1]
+
+
+def _as_numbers(labels: Any) -> jax.Array:
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iufb":
+        raise TypeError(
+            f"`labels` must be integers, or probabilities, got dtype {labels.dtype}: "
+            "number the classes by `numpy.unique(labels, return_inverse=True)`"
+        )
+    return jnp.asarray(labels)
+
+
+def _number_of_classes(labels: jax.Array, num_classes: int | None) -> int:
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"`labels` must be integers, or probabilities, got {labels.dtype.name}")
+    if not _is_known(labels):
+        if num_classes is None:
+            raise ValueError("`num_classes` must be given under jit")
+        return num_classes
+    lowest, highest = (int(a) for a in _extremes(labels))
+    num_classes = highest + 1 if num_classes is None else num_classes
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"`labels` must lie in [0, {num_classes}), got values from {lowest} to {highest}"
+        )
+    return num_classes
+
+
+def _check_values(name: str, a: jax.Array, least: float | None = None) -> None:
+    if not _is_known(a) or not a.size:
+        return
+    lowest, highest = _extremes(a)
+    if not -np.inf < lowest <= highest < np.inf:
+        raise ValueError(f"`{name}` must be finite, got values from {lowest} to {highest}")
+    if least is not None and lowest < least:
+        raise ValueError(f"`{name}` must be ≥ {least}, got {lowest}")
+
+
+def _extremes(a: jax.Array) -> tuple[float, float]:
+    """The least and the greatest value, also of constants under `jit`; NaN if there is any."""
+    with jax.ensure_compile_time_eval():
+        return jnp.min(a).item(), jnp.max(a).item()
+
+
+def _is_known(a: Any) -> bool:
+    """Whether values can be read: not under a transformation, nor on devices of others."""
+    return not isinstance(a, Tracer) and getattr(a, "is_fully_addressable", True)

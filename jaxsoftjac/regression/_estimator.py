@@ -1,0 +1,174 @@
+"""Softmax regression as a scikit-learn classifier: `fit_softmax_regression` in float64."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from jaxsoftjac.regression._fit import fit_softmax_regression
+
+
+class SoftmaxRegression(ClassifierMixin, BaseEstimator):
+    """Multinomial logistic regression with the conventions of scikit-learn.
+
+    As `sklearn.linear_model.LogisticRegression` it minimises C·Σ w·loss + ‖coef_‖²/2, the intercept
+    unpenalised; `l2`, if given, says the same by Σ w·loss/Σw + l2/2·‖coef_‖²: l2 = 1/(C·Σw). For
+    two classes `coef_` has one row, that of the second, as there.
+
+    It computes in float64 whatever JAX's configuration is, and needs the package scikit-learn.
+
+    Args:
+        C: inverse of the penalty, > 0; infinity for none.
+        l2: penalty ≥ 0 in place of `C`.
+        class_weight: None, a dictionary from classes to factors of the weights, or "balanced": the
+            factors are then Σw over K times the sum of a class's weights.
+        solver: as for `fit_softmax_regression`.
+        tol: as for `fit_softmax_regression`.
+        max_iter: greatest number of steps; None for the solver's own.
+        random_state: not used: the fit is deterministic.
+
+    Attributes:
+        classes_: the labels, sorted.
+        coef_: [K, D], or [1, D] for two classes.
+        intercept_: [K], or [1].
+        n_iter_: number of steps, [1].
+        converged_: whether `tol` was reached at a minimiser.
+        n_features_in_: D.
+        feature_names_in_: the names of the columns, if they have any.
+
+    Examples:
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0], [3.0], [4.0]], ["a", "a", "b", "b"])
+        >>> print(model.predict([[0.5], [3.5]]))
+        ['a' 'b']
+    """
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        *,
+        l2: float | None = None,
+        class_weight: Any = None,
+        solver: str = "newton-cg",
+        tol: float | None = None,
+        max_iter: int | None = None,
+        random_state: Any = None,
+    ):
+        """Stores the options; `fit` checks them."""
+        self.C = C
+        self.l2 = l2
+        self.class_weight = class_weight
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "SoftmaxRegression":
+        """Fits the coefficients.
+
+        Args:
+            X: features [N, D].
+            y: labels [N], of any type that scikit-learn takes for classes.
+            sample_weight: factors ≥ 0 of the examples, [N].
+        """
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        K = len(self.classes_)
+        if K < 2:
+            raise ValueError(f"`y` must have at least 2 classes, got {K} class")
+        weights = self._weights(y, labels, sample_weight)
+        X, labels, padded = _padded(X, labels, weights)
+        with jax.enable_x64(True):
+            fit = fit_softmax_regression(
+                X,
+                labels,
+                l2=self._penalty(K, weights),
+                num_classes=K,
+                weights=padded,
+                solver=self.solver,
+                tol=self.tol,
+                max_iterations=self.max_iter,
+            )
+        coefficients, intercept = np.asarray(fit.kernel).T, np.asarray(fit.bias)
+        if K == 2:
+            coefficients, intercept = (a[1:] - a[:1] for a in (coefficients, intercept))
+        self.coef_, self.intercept_ = coefficients, intercept
+        self.n_iter_ = np.array([int(fit.iterations)])
+        self.converged_ = bool(fit.converged)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits [N, K], or for two classes that of the second, [N]."""
+        logits = self._logits(X)
+        return logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Log-probabilities [N, K]."""
+        logits = self._logits(X)
+        if len(self.classes_) == 2:
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        with jax.enable_x64(True):
+            return np.asarray(logits - logsumexp(jnp.asarray(logits), axis=1, keepdims=True))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities [N, K]."""
+        return np.exp(self.predict_log_proba(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each example, [N]."""
+        logits = self._logits(X)
+        chosen = logits[:, 0] > 0 if len(self.classes_) == 2 else np.argmax(logits, axis=1)
+        return self.classes_[np.asarray(chosen, int)]
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return X @ self.coef_.T + self.intercept_
+
+    def _weights(self, y: np.ndarray, labels: np.ndarray, sample_weight: Any) -> np.ndarray:
+        if sample_weight is None or isinstance(sample_weight, int | float):
+            weights = np.full(y.shape, 1.0 if sample_weight is None else sample_weight)
+        else:
+            real: Any = np.float64
+            weights = check_array(
+                sample_weight, ensure_2d=False, dtype=real, input_name="sample_weight"
+            )
+        if weights.shape != y.shape:
+            raise ValueError(f"`sample_weight` must have shape {y.shape}, got {weights.shape}")
+        if self.class_weight is None:
+            return weights
+        if self.class_weight == "balanced":
+            totals = np.bincount(labels, weights=weights)
+            factors = np.sum(totals) / (len(totals) * np.where(totals > 0, totals, 1))
+        else:
+            factors = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        return weights * factors[labels]
+
+    def _penalty(self, K: int, weights: np.ndarray) -> float:
+        """The penalty of ‖kernel‖², which for two classes is half of ‖coef_‖²."""
+        if self.l2 is None:
+            if not self.C > 0:
+                raise ValueError(f"`C` must be > 0, got {self.C}")
+            penalty = 1 / (self.C * max(np.sum(weights), np.finfo(float).tiny))
+        else:
+            penalty = self.l2
+        return float(2 * penalty if K == 2 else penalty)
+
+
+def _padded(
+    features: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The data with examples of weight 0 at their end.
+
+    Data sets of nearly the same size, as the folds of a search, share one compiled program.
+    """
+    more = -len(labels) % max(64, 2 ** max(0, len(labels).bit_length() - 3))
+    rows = np.concatenate([features, np.repeat(features[:1], more, axis=0)])
+    labels = np.append(labels, np.repeat(labels[:1], more))
+    return rows, labels, np.append(weights, np.zeros(more))

@@ -1,0 +1,158 @@
+"""One meaning of `ignore_index` and `weights` everywhere: the mean over the examples kept."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import WIDE, close, quick_jit
+
+from jaxsoftjac.curvature import (
+    fisher_product,
+    gauss_newton_diagonal,
+    gauss_newton_product,
+    sampled_fisher_product,
+)
+from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg, natural_gradient
+
+random = np.random.default_rng(0)
+PARAMS = {"first": jnp.asarray(random.normal(size=(4, 5)), WIDE)}
+PARAMS["kernel"] = jnp.asarray(random.normal(size=(5, 3)), WIDE)
+TANGENTS = jax.tree.map(jnp.cos, PARAMS)
+INPUTS = jnp.asarray(random.normal(size=(6, 4)), WIDE)
+LABELS = np.array([0, -100, 2, -100, 1, 0])
+KEPT = LABELS != -100
+KEY = jax.random.key(0)
+
+
+def hidden(params, inputs):
+    return jnp.tanh(inputs @ params["first"])
+
+
+def model(params, inputs):
+    return hidden(params, inputs) @ params["kernel"]
+
+
+# name → function of (options) → function (inputs, labels) → a product or diagonal
+QUANTITIES = {
+    "gauss_newton_product": lambda **o: (
+        lambda x, y: gauss_newton_product(model, **o)(PARAMS, x, y, TANGENTS)
+    ),
+    "gauss_newton_product, head": lambda **o: (
+        lambda x, y: gauss_newton_product(hidden, head="kernel", **o)(PARAMS, x, y, TANGENTS)
+    ),
+    "fisher_product": lambda **o: lambda x, y: fisher_product(model, **o)(PARAMS, x, y, TANGENTS),
+    "fisher_product, head": lambda **o: (
+        lambda x, y: fisher_product(hidden, head="kernel", **o)(PARAMS, x, y, TANGENTS)
+    ),
+    "gauss_newton_diagonal": lambda **o: (
+        lambda x, y: gauss_newton_diagonal(model, **o)(PARAMS, x, labels=y)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_ignored_examples_are_as_if_absent(name):
+    make, reference = QUANTITIES[name], QUANTITIES["gauss_newton_product"]
+    if name == "gauss_newton_diagonal":
+        reference = make
+
+    @quick_jit
+    def both(inputs, labels, kept_inputs, kept_labels):
+        return make(ignore_index=-100)(inputs, labels), reference()(kept_inputs, kept_labels)
+
+    of_all, of_kept = both(INPUTS, LABELS, INPUTS[KEPT], LABELS[KEPT])
+    jax.tree.map(close, of_all, of_kept)
+    nothing = quick_jit(make(ignore_index=-100))(INPUTS, np.full_like(LABELS, -100))
+    assert not any(np.any(a) for a in jax.tree.leaves(nothing))
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_weights_are_repetitions(name):
+    weights = np.array([1, 0, 2, 1, 0, 3])
+    labels = np.arange(6) % 3
+    repeated = np.repeat(np.arange(6), weights)
+    weighted, plain = QUANTITIES[name](weights=weights), QUANTITIES[name]()
+    jax.tree.map(
+        close,
+        quick_jit(weighted)(INPUTS, labels),
+        quick_jit(plain)(INPUTS[repeated], labels[repeated]),
+    )
+
+
+@pytest.mark.parametrize("head", [None, "kernel"])
+def test_a_fisher_matrix_reads_no_labels(head):
+    """Only whether they are kept: labels of any value give what no labels give."""
+    f = fisher_product(model if head is None else hidden, head=head)
+    expected = quick_jit(lambda x: f(PARAMS, x, None, TANGENTS))(INPUTS)
+    for labels in (np.full(6, -100), np.full(6, 2**31 - 1), np.arange(6)):
+        jax.tree.map(close, quick_jit(f)(PARAMS, INPUTS, labels, TANGENTS), expected)
+
+
+@pytest.mark.parametrize("head", [None, "kernel"])
+def test_a_label_out_of_range_is_nan_in_a_gauss_newton_product(head):
+    f = gauss_newton_product(model if head is None else hidden, head=head)
+    product = quick_jit(f)(PARAMS, INPUTS, LABELS, TANGENTS)
+    assert all(np.all(np.isnan(a)) for a in jax.tree.leaves(product))
+
+
+@pytest.mark.parametrize("head", [None, "kernel"])
+def test_samples_are_of_the_kept_mean(head):
+    """The sampled matrix of all examples converges to the exact one of those that are kept."""
+    options = {"head": head, "ignore_index": -100}
+    of = model if head is None else hidden
+
+    @quick_jit
+    def everything(labels):
+        sampled = sampled_fisher_product(of, samples=3000, **options)
+        diagonal = gauss_newton_diagonal(of, samples=3000, **options)
+        return (
+            sampled(PARAMS, INPUTS, KEY, TANGENTS, labels),
+            fisher_product(of, **options)(PARAMS, INPUTS, labels, TANGENTS),
+            diagonal(PARAMS, INPUTS, KEY, labels),
+            gauss_newton_diagonal(model, ignore_index=-100)(PARAMS, INPUTS, labels),
+        )
+
+    product, exact, diagonal, exact_diagonal = everything(LABELS)
+    for actual, expected in ((product, exact), (diagonal, exact_diagonal)):
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            assert 1e-4 < np.linalg.norm(a - e) / np.linalg.norm(e) < 0.06  # about 1/√3000
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("make", [gauss_newton_cg, natural_gradient, "diagonal"])
+@pytest.mark.parametrize("head", [None, "kernel"])
+def test_optimizers_step_by_the_kept_examples(make, head):
+    if make == "diagonal":
+        make = partial(diagonal_gauss_newton, learning_rate=0.1)
+    of = model if head is None else hidden
+    optimizer = make(of, head=head, ignore_index=-100, seed=1)
+    gradient = jax.tree.map(lambda a: a / 10, TANGENTS)
+
+    @quick_jit
+    def update(inputs, labels):
+        state = optimizer.init(PARAMS)
+        return optimizer.update(gradient, state, PARAMS, inputs=inputs, labels=labels)[0]
+
+    of_all = update(INPUTS, LABELS)
+    assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(of_all))
+    changed = update(jnp.where(KEPT[:, None], INPUTS, 7), LABELS)
+    for a, b in zip(jax.tree.leaves(of_all), jax.tree.leaves(changed), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+    nothing = update(INPUTS, np.full_like(LABELS, -100))
+    assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(nothing))
+
+
+def test_labels_are_needed_to_ignore_some():
+    for call in (
+        lambda: fisher_product(model, ignore_index=-100)(PARAMS, INPUTS, None, TANGENTS),
+        lambda: gauss_newton_diagonal(model, ignore_index=-100)(PARAMS, INPUTS),
+        lambda: sampled_fisher_product(model, ignore_index=-100)(PARAMS, INPUTS, KEY, TANGENTS),
+    ):
+        with pytest.raises(ValueError, match="`labels` must be given where `ignore_index` is"):
+            call()
+    with pytest.raises(TypeError, match="`label_smoothing` is no option of a Fisher matrix"):
+        fisher_product(model, label_smoothing=0.1)
+    with pytest.raises(ValueError, match="`samples` must be given where `head` is"):
+        gauss_newton_diagonal(hidden, head="kernel")
