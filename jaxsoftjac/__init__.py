@@ -1,6 +1,10 @@
 """The derivatives of softmax in JAX: exact, structured, in every mode and to every order."""
 
+import importlib as _importlib
 import warnings as _warnings
+from importlib import metadata as _metadata
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 import jax as _jax
 
@@ -41,3 +45,19 @@ if _jax.__version_info__ == (0, 10, 2):
         "(jax issue 39103): use JAX 0.10.1, or 0.11 and later",
         stacklevel=2,
     )
+
+if _TYPE_CHECKING:
+    from jaxsoftjac import optimizers as optimizers
+    from jaxsoftjac import plots as plots
+    from jaxsoftjac import regression as regression
+
+    __version__: str
+
+
+def __getattr__(name: str) -> _Any:
+    """Loads what needs optax or matplotlib when it is first touched."""
+    if name in ("optimizers", "plots", "regression"):
+        return _importlib.import_module(f"jaxsoftjac.{name}")
+    if name == "__version__":
+        return _metadata.version("jaxsoftjac")
+    raise AttributeError(f"module 'jaxsoftjac' has no attribute {name!r}")

@@ -29,6 +29,7 @@ ROOMS = (
         "_rows",
         "_rules",
         "_trees",
+        "_weighted_sums",
         "products",
         "functions",
         "losses",
@@ -87,6 +88,15 @@ def test_import_loads_no_optional_library():
     code = f"import sys, jaxsoftjac; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_what_needs_an_extra_is_loaded_when_it_is_touched():
+    names = "optimizers", "plots", "regression", "diagnostics"
+    code = f"import jaxsoftjac as j; [getattr(j, n) for n in {names}]; print(j.__version__)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() >= "0.2"
+    with pytest.raises(AttributeError, match="has no attribute 'softmin'"):
+        jaxsoftjac.softmin  # noqa: B018
 
 
 def test_only_public_names_of_jax():
