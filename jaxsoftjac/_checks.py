@@ -58,7 +58,9 @@ def canonical_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     return axes
 
 
-def broadcast_where(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+def broadcast_where(
+    where: ArrayLike | None, shape: tuple[int, ...], advice: str = ""
+) -> jax.Array | None:
     """`where` as a boolean array of `shape`; None stays None."""
     if where is None:
         return None
@@ -68,7 +70,8 @@ def broadcast_where(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Arra
     try:
         return jnp.broadcast_to(where, shape)
     except ValueError:
-        raise ValueError(f"`where` must broadcast to shape {shape}, got {where.shape}") from None
+        message = f"`where` must broadcast to shape {shape}, got {where.shape}{advice}"
+        raise ValueError(message) from None
 
 
 def same_shape(name: str, x: jax.Array, other_name: str, other: jax.Array) -> None:

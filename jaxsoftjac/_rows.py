@@ -128,11 +128,14 @@ def in_range(labels: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
     return nan_unless(inside, wide(x).dtype)
 
 
+_NOT_EXAMPLES = ": it masks classes; to weight examples, multiply the losses that are returned"
+
+
 def class_logits(
     name: str, logits: ArrayLike, axis: int, where: ArrayLike | None, axis_name: str | None = None
 ) -> tuple[jax.Array, ClassAxes]:
     """The logits, −∞ where excluded, and where their classes are."""
     x = as_real(name, logits)
     axes = canonical_axes(axis, x.ndim)
-    where = broadcast_where(where, x.shape)
+    where = broadcast_where(where, x.shape, _NOT_EXAMPLES)
     return x if where is None else jnp.where(where, x, -jnp.inf), ClassAxes(axes, axis_name)

@@ -107,20 +107,18 @@ def test_gain_is_the_root_mean_square_over_vectors_of_sum_zero():
 
 @pytest.mark.once
 def test_digits_lost_are_those_that_the_textbook_product_loses():
-    random, lost = np.random.default_rng(0), []
-    gaps = [0, 3, 6, 9, 12]
-    for gap in gaps:
-        x, v = random.normal(size=(2, 500, 32)).astype(np.float32)
-        x[:] = x[0]
+    random, lost, predicted = np.random.default_rng(0), [], []
+    for gap in (0, 3, 6, 9, 12):
+        x, v = random.normal(size=(2, 2000, 32)).astype(np.float32)
         x[:, 0] += gap
-        sigma = np.asarray(jax.nn.softmax(x))
+        e = np.exp(x - x.max(1, keepdims=True))  # in float32, whatever the JAX version
+        sigma = e / e.sum(1, keepdims=True)
         textbook = sigma * (v - (sigma * v).sum(1, keepdims=True, dtype=np.float32))
         exact = long_product(x, v)
         error = np.abs(textbook - exact).sum(1).mean() / np.abs(exact).sum(1).mean()
         lost.append(float(np.log10(error / U)))
-    x = np.tile(x[0], (len(gaps), 1))
-    x[:, 0] += np.array(gaps, np.float32) - gaps[-1]
-    np.testing.assert_allclose(FLOW(x).digits_lost, lost, atol=0.6)
+        predicted.append(np.mean(np.asarray(FLOW(x).digits_lost)))
+    np.testing.assert_allclose(predicted, lost, atol=0.6)
 
 
 @pytest.mark.once

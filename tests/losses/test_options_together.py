@@ -199,3 +199,9 @@ def test_a_traced_cap_has_a_derivative():
 
     found, expected = (jax.value_and_grad(f)(jnp.float32(2.0)) for f in (blocks, plain))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_where_is_no_mask_of_examples_and_the_error_says_what_is():
+    x, kept = jnp.zeros((5, 3)), np.ones(5, bool)
+    with pytest.raises(ValueError, match="to weight examples, multiply the losses"):
+        jsj.cross_entropy(x, np.zeros(5, int), where=kept)
