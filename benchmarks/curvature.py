@@ -112,7 +112,7 @@ def memory(report: Report, N: int, D: int, V: int) -> None:
 
 def run(quick: bool) -> Report:
     """Accuracy, then speed, then memory at a vocabulary."""
-    report = Report("transforms")
+    report = Report("curvature")
     accuracy(report)
     shapes = [(64, 32, 10)] if quick else [(512, 256, 10), (1024, 128, 1000), (256, 512, 100)]
     speed(report, shapes, 3 if quick else 21)

@@ -86,8 +86,10 @@ def problems(quick: bool) -> dict[str, Problem]:
         "down": dense(keys[0], 2 * width, width),
         "kernel": dense(keys[1], width, vocabulary),
     }
-    return {
-        "logistic regression, digits": Problem(linear_model, linear, x, y),
+    logistic = {"logistic regression, digits": Problem(linear_model, linear, x, y)}
+    if quick:
+        return logistic
+    return logistic | {
         "tanh network, digits": Problem(network_model, network, x, y),
         "transformer, Markov chain": Problem(
             transformer_model, transformer, tokens[:, :-1], tokens[:, 1:]
@@ -96,17 +98,17 @@ def problems(quick: bool) -> dict[str, Problem]:
 
 
 def linear_model(params: Params, inputs: jax.Array) -> jax.Array:
-    return inputs @ params["kernel"] + params["bias"]
+    return inputs @ params["kernel"] + params["bias"][None]
 
 
 def network_model(params: Params, inputs: jax.Array) -> jax.Array:
-    hidden = jnp.tanh(inputs @ params["first"] + params["bias"])
+    hidden = jnp.tanh(inputs @ params["first"] + params["bias"][None])
     return jnp.tanh(hidden @ params["second"]) @ params["kernel"]
 
 
 def transformer_model(params: Params, tokens: jax.Array) -> jax.Array:
     """One block of causal attention in four heads, and a network behind it."""
-    x = params["embedding"][tokens] + params["position"]
+    x = params["embedding"][tokens] + params["position"][None]
     q, k, v = jnp.split(normalized(x) @ params["qkv"], 3, axis=-1)
     heads = (*x.shape[:-1], 4, x.shape[-1] // 4)
     attended = jsj.dot_product_attention(

@@ -187,8 +187,10 @@ def _from_difference(
 ) -> tuple[jax.Array, jax.Array]:
     """Δ from the difference of the logits, and whether that is nearly constant."""
     both, only_one = (x != -jnp.inf) & (y != -jnp.inf), (x != -jnp.inf) != (y != -jnp.inf)
+    direct = jnp.where(both, x, 0) - jnp.where(both, y, 0)  # exact where the rows are nearly equal
     x, y = (jnp.maximum(depth(a, top_of(a, classes)), _LOWEST) for a in (x, y))
-    d = centre(jnp.where(both, x - y, 0), jnp.where(both, p, 0), classes)
+    d = jnp.where(classes.max(jnp.abs(direct)) < 1, direct, jnp.where(both, x - y, 0))
+    d = centre(d, jnp.where(both, p, 0), classes)
     apart = classes.max(jnp.where(only_one, 1, jnp.abs(d)))
     close = jnp.where(apart < 0.5, d, 0)
     return close - jnp.log1p(classes.sum(p * jnp.expm1(close))), apart < 0.5

@@ -160,9 +160,10 @@ def gradient_pushforward(
 def _loss_and_slopes(
     terms: Terms, constants: Constants, weights: jax.Array, options: LossOptions
 ) -> tuple[jax.Array, Terms]:
-    """The losses, and the derivatives of Σ w·loss by the terms."""
+    """The losses, and the derivatives of Σ w·loss by the terms; None by those it does not use."""
     losses, pullback = jax.vjp(lambda terms: loss(terms, constants, options), terms)
-    return losses, pullback(weights)[0]
+    by_terms = pullback(weights)[0]._replace(tail=None)
+    return losses, by_terms._replace(rest=None) if options == LossOptions() else by_terms
 
 
 def _block_gradient(
@@ -177,7 +178,8 @@ def _block_gradient(
 ) -> Operands:
     """JᵀG of a block: G the gradient by its logits, J their Jacobian by the operands `held`."""
     slopes = slopes_of(logits_of(block), start, labels, terms, constants, layout)
-    by_logits = sum(jax.tree.leaves(jax.tree.map(jnp.multiply, by_terms, slopes)))
+    pairs = zip(by_terms, slopes, strict=True)
+    by_logits = sum(weight * slope for weight, slope in pairs if weight is not None)
     held = Operands(jax.tree.map(wide, held.shared), held.head)
     _, pullback = jax.vjp(logits_of, held)
     return pullback(by_logits)[0]
