@@ -204,10 +204,13 @@ def _masked(
 def softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """`softmax` of checked input."""
     row = wide(x)
-    unnormalized = exp_depth(row, top_of(row, classes))
-    total = classes.sum(unnormalized)
-    normalizer = 1 / jnp.where(total == 0, 1, total)
-    return (unnormalized * normalizer).astype(x.dtype)
+    return (exp_depth(row, top_of(row, classes)) * _top_probability(row, classes)).astype(x.dtype)
+
+
+def _top_probability(row: jax.Array, classes: ClassAxes) -> jax.Array:
+    """1/Σ exp(x − top), by which σ is normalized: the largest σ of each row."""
+    total = classes.sum(exp_depth(row, top_of(row, classes)))
+    return 1 / jnp.where(total == 0, 1, total)
 
 
 @softmax_rows.defjvp
@@ -223,20 +226,22 @@ def _softmax_reverse(x: jax.Array, classes: ClassAxes) -> jax.Array:
 
 def _softmax_forward(x, classes):
     sigma = softmax_rows(x, classes)
-    return sigma, _unrounded(sigma, x)
+    return sigma, (_unrounded(sigma, x), lax.stop_gradient(_top_probability(wide(x), classes)))
 
 
-def _softmax_backward(classes, kept, g):
-    return (_softmax_pullback(g, kept, classes),)
+def _softmax_backward(classes, residuals, g):
+    return (_softmax_pullback(g, *residuals, classes),)
 
 
 _softmax_reverse.defvjp(_softmax_forward, _softmax_backward)
 
 
-@recomputed(static_argnums=(2,))
-def _softmax_pullback(g: jax.Array, kept: jax.Array, classes: ClassAxes) -> jax.Array:
+@recomputed(static_argnums=(3,))
+def _softmax_pullback(
+    g: jax.Array, kept: jax.Array, top: jax.Array, classes: ClassAxes
+) -> jax.Array:
     sigma = kept if _is_wide(kept) else softmax_rows(wide(kept), classes)
-    return softmax_product(wide(g), sigma, classes).astype(g.dtype)
+    return softmax_product(wide(g), sigma, classes, top).astype(g.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

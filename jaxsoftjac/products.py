@@ -135,24 +135,29 @@ def _compiled_second(
     return softmax_product(u * v, sigma, classes)
 
 
-def softmax_product(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
+def softmax_product(
+    v: jax.Array, sigma: jax.Array, classes: ClassAxes, top: jax.Array | None = None
+) -> jax.Array:
     """Jv as the solution y of y/σ + c·1 = v, Σy = 0, where Σσ = 1.
 
     J is the inverse of diag(1/σ) on the vectors of sum 0. Said so, the product is its own transpose
     by declaration: forward and reverse mode run `_centred_product` as it is written, and its
-    derivative by σ is the system's, ẏ = J(v̇ − (1/σ)˙y), which is D²σ[u, v].
+    derivative by σ is the system's, ẏ = J(v̇ − (1/σ)˙y), which is D²σ[u, v]. The `top` of each row
+    of σ is found if it is not given.
     """
     return lax.custom_linear_solve(
         lambda y: quotient(y, sigma),
         v,
-        lambda _, b: _centred_product(b, sigma, classes),
+        lambda _, b: _centred_product(b, sigma, classes, top),
         symmetric=True,
     )
 
 
-def _centred_product(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
+def _centred_product(
+    v: jax.Array, sigma: jax.Array, classes: ClassAxes, top: jax.Array | None
+) -> jax.Array:
     """σ⊙(d − ⟨σ, d⟩), d = v measured from the pivot, whose own entry is then exactly 0."""
-    excess = pivot_excess(sigma, classes)
+    excess = pivot_excess(sigma, classes, top)
     v = where_positive(v, sigma)
     at_pivot, weight = classes.sums(excess * v, excess)
     d = v - at_pivot / jnp.maximum(weight, float(jnp.finfo(v.dtype).tiny))
@@ -189,7 +194,7 @@ def pivot_weights(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     return excess * (1 / total)
 
 
-def pivot_excess(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
+def pivot_excess(sigma: jax.Array, classes: ClassAxes, top: jax.Array | None = None) -> jax.Array:
     """The weights, not yet normalized.
 
     One arithmetic form for both, max(σ − τ, 0), because compilers vectorise that: with τ the float
@@ -198,7 +203,7 @@ def pivot_excess(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     an outlier of v, hence τ = 0 on flat rows.
     """
     sigma = lax.stop_gradient(sigma)
-    top = jnp.maximum(classes.max(sigma), 0)
+    top = jnp.maximum(classes.max(sigma), 0) if top is None else top
     is_peaked = jnp.clip((top - 1 / 16) * 1e30, 0, 1)
     just_below = top * (1 - float(jnp.finfo(sigma.dtype).eps) / 2)
     excess = sigma - just_below * is_peaked

@@ -50,10 +50,11 @@ def plot_jacobian(x: jax.Array) -> Figure:
     _require_row(x)
     sigma = softmax(x)
     values = np.asarray(sigma, np.float64)
+    exact = np.asarray(SoftmaxJacobian.from_logits(x).diagonal(), np.float64)
     with journal_style(DOUBLE_COLUMN, 2.2) as figure:
         matrix, diagonal, probabilities = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
         _heat_map(figure, matrix, sigma)
-        _bars(diagonal, values * (1 - values), BLUE)
+        _bars(diagonal, exact, BLUE)
         diagonal.set(title="Diagonal σᵢ(1 − σᵢ)", xlabel="index i", ylabel="∂σᵢ/∂zᵢ")
         _bars(probabilities, values, VERMILION)
         probabilities.set(title="Probabilities σ", xlabel="class i", ylabel="σᵢ")

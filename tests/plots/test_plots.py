@@ -163,3 +163,9 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"jaxsoftjac\[plots\]"):
         plot_jacobian(X)
+
+
+def test_the_diagonal_keeps_its_digits_on_a_confident_row():
+    figure = plot_jacobian(jnp.asarray([30, 0, -5, 2], jnp.float32))
+    heights = [bar.get_height() for bar in figure.axes[1].patches]
+    np.testing.assert_allclose(heights[0], 7.8564e-13, rtol=1e-4)  # 1 - σ is 0 in float32
