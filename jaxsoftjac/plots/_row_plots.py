@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # A heat map of more cells than this has several to a pixel, and J takes O(K²) memory.
 _MAX_CELLS = 512
 _MOST_PROBABLE = 32  # of the classes of a wider row: nearly all that is not 0 lies among them
+_LINEAR_CLASSES = 16  # up to so many the colours are linear
+_DECADES = 6  # of the logarithmic part of the colour scale, on either side of 0
 _MAX_BARS = 128  # beyond, bars are narrower than a pixel and fade: draw lines of fixed width
 
 
@@ -112,15 +114,18 @@ def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
     if width > _MAX_CELLS:
         shown = np.sort(np.argsort(-np.asarray(sigma, np.float64))[:_MOST_PROBABLE])
     block = np.asarray(jacobian_block(sigma, shown), np.float64)
+    from matplotlib.colors import Normalize, SymLogNorm
+
+    # Off the diagonal entries are smaller by a factor of about K: on a linear scale, blank.
     limit = np.abs(block).max() or 1.0  # a saturated σ has J = 0: any symmetric limits will do
-    image = axes.imshow(
-        block,
-        cmap="RdBu",
-        vmin=-limit,
-        vmax=limit,
-        interpolation="nearest",
-    )
-    figure.colorbar(image, ax=axes)
+    if width <= _LINEAR_CLASSES:
+        scale, ticks = Normalize(-limit, limit), None
+    else:
+        scale = SymLogNorm(linthresh=limit / 10**_DECADES, vmin=-limit, vmax=limit)
+        decade = 10 ** np.floor(np.log10(limit))
+        ticks = [-decade, -decade / 100, 0, decade / 100, decade]
+    image = axes.imshow(block, cmap="RdBu", norm=scale, interpolation="nearest")
+    figure.colorbar(image, ax=axes, ticks=ticks)
     axes.set(title="Jacobian J = diag(σ) − σσᵀ", xlabel="logit j", ylabel="probability i")
     if len(shown) == width:
         whole_ticks(axes.xaxis)

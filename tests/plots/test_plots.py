@@ -169,3 +169,12 @@ def test_the_diagonal_keeps_its_digits_on_a_confident_row():
     figure = plot_jacobian(jnp.asarray([30, 0, -5, 2], jnp.float32))
     heights = [bar.get_height() for bar in figure.axes[1].patches]
     np.testing.assert_allclose(heights[0], 7.8564e-13, rtol=1e-4)  # 1 - σ is 0 in float32
+
+
+@pytest.mark.parametrize("K", [3, 64, 300, 1000])
+def test_the_heat_map_is_not_blank_on_flat_rows(K):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=K), jnp.float32)
+    image = plot_jacobian(x).axes[0].images[0]
+    shades = np.abs(np.asarray(image.norm(image.get_array())) - 0.5)  # 0.5 is white
+    off_diagonal = shades[~np.eye(len(shades), dtype=bool)]
+    assert np.median(off_diagonal) > 0.1
