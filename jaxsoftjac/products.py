@@ -203,7 +203,8 @@ def pivot_excess(sigma: jax.Array, classes: ClassAxes, top: jax.Array | None = N
     an outlier of v, hence τ = 0 on flat rows.
     """
     sigma = lax.stop_gradient(sigma)
-    top = jnp.maximum(classes.max(sigma), 0) if top is None else top
+    if top is None or classes.axis_name is not None:  # what is split must be found where it is used
+        top = jnp.maximum(classes.max(sigma), 0)
     is_peaked = jnp.clip((top - 1 / 16) * 1e30, 0, 1)
     just_below = top * (1 - float(jnp.finfo(sigma.dtype).eps) / 2)
     excess = sigma - just_below * is_peaked

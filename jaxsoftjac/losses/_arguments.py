@@ -46,18 +46,22 @@ def mixed(
     s, z = options
     loss = surprise
     if not _is_zero(s):
-        s = jnp.asarray(s, surprise.dtype)
+        s = s if isinstance(s, float) else jnp.asarray(s, surprise.dtype)
         loss = _weighted(1 - s, surprise) + _weighted(s, uniform())
     if not _is_zero(z):
         normalizer = log_normalizer()
-        z, is_infinite = jnp.asarray(z, normalizer.dtype), jnp.isinf(normalizer)
+        is_infinite = jnp.isinf(normalizer)
         finite = jnp.where(is_infinite, 0, normalizer)
-        infinite = jnp.where(is_infinite & (z > 0), jnp.inf, 0)
-        loss = loss + (z * finite * finite + infinite)
+        if not isinstance(z, float):
+            z = jnp.asarray(z, normalizer.dtype)
+            is_infinite = is_infinite & (z > 0)
+        loss = loss + (z * finite * finite + jnp.where(is_infinite, jnp.inf, 0))
     return loss
 
 
 def _weighted(weight: jax.Array | float | None, term: jax.Array) -> jax.Array:
+    if isinstance(weight, float):
+        return weight * (term if weight else jnp.where(jnp.isinf(term), 0, term))
     weight = jnp.asarray(weight, term.dtype)
     return weight * jnp.where((weight == 0) & jnp.isinf(term), 0, term)
 

@@ -15,7 +15,6 @@ from jaxsoftjac._rows import (
     in_range,
     is_label,
     nan_unless,
-    statistics,
     top_of,
 )
 from jaxsoftjac._rules import compiled, recomputed
@@ -96,7 +95,10 @@ def _cross_entropy(
         logits, labels, axis, where, ignore_index, axis_name
     )
     options = known.joined(traced)
-    loss = recomputed(partial(_losses, options=options, classes=classes))(x, labels)
+    losses = partial(_losses, options=options, classes=classes)
+    if x.dtype != wide(x).dtype and axis_name is None:  # keep x, whose gradient is rounded once
+        losses = recomputed(losses)
+    loss = losses(x, labels)
     loss = loss + 0 * nan_unless(classes.max(x) != jnp.inf, x.dtype)
     return lax.squeeze(loss if ignored is None else jnp.where(ignored, 0, loss), classes.axes)
 
@@ -109,7 +111,11 @@ def _losses(
         surprise = _label_surprise(row, labels, classes) * in_range(labels, row, classes)
     else:
         surprise = _target_surprise(row, labels, classes)
-    uniform = partial(_uniform_surprise, row, classes)
+
+    def uniform():
+        kept = lax.stop_gradient((row != -jnp.inf).astype(row.dtype))
+        return _target_surprise(row, kept / jnp.maximum(classes.sum(kept), 1), classes)
+
     loss = mixed(surprise, uniform, partial(logsumexp_rows, row, classes), options)
     return loss.astype(x.dtype)
 
@@ -213,28 +219,3 @@ def _target_pushforward(
     return classes.sum(target_tangent * surprise) - classes.sum(
         jnp.where(moves, target, 0) * centred
     )
-
-
-# The uniform target of label smoothing.
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _uniform_surprise(x: jax.Array, classes: ClassAxes) -> jax.Array:
-    """The mean of −log σ over the kept classes: two terms ≥ 0; 0 in a row without classes."""
-    top, rest = statistics(x, classes)
-    kept = x != -jnp.inf
-    count = jnp.maximum(classes.sum(kept.astype(x.dtype)), 1)
-    return classes.sum(jnp.where(kept, top - jnp.where(kept, x, 0), 0) / count) + log1p_rest(rest)
-
-
-@_uniform_surprise.defjvp
-def _uniform_surprise_jvp(classes, primals, tangents):
-    return _uniform_surprise(*primals, classes), _uniform_pushforward(*tangents, *primals, classes)
-
-
-@recomputed(static_argnums=(2,))
-def _uniform_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
-    kept = (x != -jnp.inf).astype(x.dtype)
-    sigma = softmax_rows(x, classes)
-    gradient = sigma - kept / jnp.maximum(classes.sum(kept), 1)
-    return classes.sum(gradient * where_positive(tangent, kept))

@@ -18,13 +18,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftjac._rows import LAST
-from jaxsoftjac._rules import recomputed
-from jaxsoftjac.products import centre, pivot_weights, softmax_product, where_positive
+from jaxsoftjac._rules import quotient, recomputed
+from jaxsoftjac.products import centre, pivot_weights, where_positive
 
 
 def product(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
-    """Jv."""
-    return softmax_product(v, sigma, LAST) if on_simplex else _product(v, sigma)
+    """Jv; its entries sum to 0, so that Krylov methods stay in the range of J."""
+    if not on_simplex:
+        return _product(v, sigma)
+    return lax.custom_linear_solve(
+        lambda y: quotient(y, sigma),
+        v,
+        lambda _, b: _explicit_product(b, sigma, LAST),
+        symmetric=True,
+    )
 
 
 def centred(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
