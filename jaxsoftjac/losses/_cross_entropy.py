@@ -95,10 +95,7 @@ def _cross_entropy(
         logits, labels, axis, where, ignore_index, axis_name
     )
     options = known.joined(traced)
-    losses = partial(_losses, options=options, classes=classes)
-    if x.dtype != wide(x).dtype and axis_name is None:  # keep x, whose gradient is rounded once
-        losses = recomputed(losses)
-    loss = losses(x, labels)
+    loss = recomputed(partial(_losses, options=options, classes=classes))(x, labels)
     loss = loss + 0 * nan_unless(classes.max(x) != jnp.inf, x.dtype)
     return lax.squeeze(loss if ignored is None else jnp.where(ignored, 0, loss), classes.axes)
 

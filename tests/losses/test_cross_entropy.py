@@ -226,8 +226,9 @@ def test_all_ignored():
     assert not np.any(gradient)
 
 
-def test_one_residual_of_the_logits_size():
-    x = jnp.ones((6, 50), jnp.bfloat16)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_one_residual_of_the_logits_size(dtype):
+    x = jnp.ones((6, 50), dtype)
     for f in (
         lambda x: jsj.cross_entropy(x, np.arange(6), label_smoothing=0.1, z_loss=0.1),
         jsj.entropy,
