@@ -77,8 +77,17 @@ class _Summary(NamedTuple):
     count: Any
 
 
-# Recomputes a block where it is differentiated; the size of the block is static.
-checkpointed = recomputed(static_argnums=(1,))
+def checkpointed(visit: Callable[..., Any]) -> Callable[..., Any]:
+    """The visit of a block, computed again where it is differentiated.
+
+    The size is bound first: `jax.checkpoint` keeps a function with static arguments for good, and
+    with it the tracers that it has closed over.
+    """
+
+    def again(start, size, head):
+        return recomputed(lambda start, head: visit(start, size, head))(start, head)
+
+    return again
 
 
 def logits_dtype(operands: Operands) -> jnp.dtype:
