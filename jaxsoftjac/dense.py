@@ -25,6 +25,7 @@ from jaxsoftjac._checks import (
     wide,
     working_dtype,
 )
+from jaxsoftjac._closed_forms import complement, dense_jacobian, own_slice
 from jaxsoftjac._rows import LAST, has_classes, nan_unless
 from jaxsoftjac.functions import logsumexp_rows, softmax_rows
 from jaxsoftjac.losses._arguments import checked_arguments, checked_options, target_mass
@@ -51,8 +52,8 @@ def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
         TypeError: `x` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range or named twice, or `where` does not broadcast to `x`.
     """
-    sigma, complement, _, dtype = _probabilities(x, axis, where)
-    return _jacobian(sigma, complement).astype(dtype)
+    sigma, _, dtype = _probabilities(x, axis, where)
+    return dense_jacobian(sigma).astype(dtype)
 
 
 def log_softmax_jacobian(
@@ -63,8 +64,8 @@ def log_softmax_jacobian(
     Cost: O(K²) per row. Arguments, result and errors as for `softmax_jacobian`; rows of excluded
     classes and of −∞ logits are 0.
     """
-    sigma, complement, kept, dtype = _probabilities(x, axis, where)
-    return _log_jacobian(sigma, complement, kept).astype(dtype)
+    sigma, kept, dtype = _probabilities(x, axis, where)
+    return _log_jacobian(sigma, kept).astype(dtype)
 
 
 def softmax_hessian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -84,10 +85,10 @@ def softmax_hessian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = Non
         TypeError: `x` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range or named twice, or `where` does not broadcast to `x`.
     """
-    sigma, complement, kept, dtype = _probabilities(x, axis, where)
-    log_jacobian = _log_jacobian(sigma, complement, kept)
+    sigma, kept, dtype = _probabilities(x, axis, where)
+    log_jacobian = _log_jacobian(sigma, kept)
     squares = log_jacobian[..., :, None] * log_jacobian[..., None, :]
-    hessian = sigma[..., None, None] * (squares - _jacobian(sigma, complement)[..., None, :, :])
+    hessian = sigma[..., None, None] * (squares - dense_jacobian(sigma)[..., None, :, :])
     return hessian.astype(dtype)
 
 
@@ -138,8 +139,8 @@ def cross_entropy_hessian(
     whole = x
     if axis_name is not None:
         whole = lax.all_gather(x, axis_name, axis=classes.axes[0], tiled=True)
-    sigma, complement, _, dtype = _probabilities(whole, axis, None)
-    jacobian = _jacobian(sigma, complement, axis_name)
+    sigma, _, dtype = _probabilities(whole, axis, None)
+    jacobian = dense_jacobian(sigma, axis_name)
     mass = lax.squeeze(target_mass(x, labels, classes, options), classes.axes)[..., None, None]
     hessian = mass * jacobian
     if not (isinstance(options.z_loss, float) and options.z_loss == 0):
@@ -147,39 +148,23 @@ def cross_entropy_hessian(
         log_normalizer = logsumexp_rows(wide(x), classes)
         log_normalizer = jnp.where(has_classes(x, classes), log_normalizer, 0)
         log_normalizer = lax.squeeze(log_normalizer, classes.axes)[..., None, None]
-        outer = _own(sigma, axis_name)[..., :, None] * sigma[..., None, :]
+        outer = own_slice(sigma, axis_name)[..., :, None] * sigma[..., None, :]
         hessian = hessian + 2 * z_loss * (log_normalizer * jacobian + outer)
     if ignored is not None:
         hessian = jnp.where(lax.squeeze(ignored, classes.axes)[..., None, None], 0, hessian)
     return hessian.astype(dtype)
 
 
-def _jacobian(sigma: jax.Array, complement: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """J, or with the classes split over a mapped axis the rows of this device's own."""
-    own, diagonal = (_own(a, axis_name)[..., :, None] for a in (sigma, sigma * complement))
-    index = jnp.arange(sigma.shape[-1])
-    is_diagonal = _own(index, axis_name)[:, None] == index[None, :]
-    return jnp.where(is_diagonal, diagonal, -(own * sigma[..., None, :]))
-
-
-def _own(a: jax.Array, axis_name: str | None) -> jax.Array:
-    """This device's slice of the last axis."""
-    if axis_name is None:
-        return a
-    width = a.shape[-1] // lax.axis_size(axis_name)
-    return lax.dynamic_slice_in_dim(a, lax.axis_index(axis_name) * width, width, -1)
-
-
-def _log_jacobian(sigma: jax.Array, complement: jax.Array, kept: jax.Array) -> jax.Array:
+def _log_jacobian(sigma: jax.Array, kept: jax.Array) -> jax.Array:
     is_diagonal = jnp.eye(sigma.shape[-1], dtype=bool)
-    matrix = jnp.where(is_diagonal, complement[..., None], -sigma[..., None, :])
+    matrix = jnp.where(is_diagonal, complement(sigma)[..., None], -sigma[..., None, :])
     return jnp.where(kept[..., :, None], matrix, 0)
 
 
 def _probabilities(
     x: ArrayLike, axis: Axis, where: ArrayLike | None
-) -> tuple[jax.Array, jax.Array, jax.Array, jnp.dtype]:
-    """σ and 1 − σ with the classes last, which of them are kept, and the dtype to return."""
+) -> tuple[jax.Array, jax.Array, jnp.dtype]:
+    """σ with the classes last, which of them are kept, and the dtype to return."""
     x = as_real("x", x)
     axes = canonical_axes(axis, x.ndim)
     where = broadcast_where(where, x.shape)
@@ -187,14 +172,7 @@ def _probabilities(
     logits = _classes_last(kept.astype(working_dtype(x.dtype)), axes)
     kept = logits != -jnp.inf
     sigma = softmax_rows(logits, LAST) + 0 * nan_unless(LAST.max(logits) != jnp.inf, logits.dtype)
-    return sigma, _complement(sigma), kept, x.dtype
-
-
-def _complement(sigma: jax.Array) -> jax.Array:
-    """1 − σᵢ; for a class above 1/2, where that would cancel, the sum of the others."""
-    is_large = sigma > 0.5
-    others = LAST.sum(jnp.where(is_large, 0, sigma))
-    return jnp.where(is_large, others, 1 - sigma)
+    return sigma, kept, x.dtype
 
 
 def _classes_last(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:

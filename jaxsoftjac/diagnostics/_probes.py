@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxsoftjac._closed_forms import diagonal, frobenius_norm, largest_eigenvalue_bounds
 from jaxsoftjac.diagnostics._properties import (
     all_hold,
-    complement,
-    is_top,
     largest,
-    largest_eigenvalue_bounds,
     over_rows,
     rounding_tolerance,
 )
@@ -119,8 +117,8 @@ def _probe_row(x: jax.Array) -> JacobianProbes:
         tolerance=tolerance,
         max_probability=jnp.max(sigma),
         entropy=-jnp.sum(jnp.where(sigma == 0, 0, sigma * log_sigma)),
-        trace=jnp.sum(sigma * complement(sigma)),
-        frobenius_norm=_frobenius_norm(sigma),
+        trace=jnp.sum(diagonal(sigma)),
+        frobenius_norm=frobenius_norm(sigma),
         largest_eigenvalue_lower_bound=lower,
         largest_eigenvalue_upper_bound=upper,
         quadratic_form=quadratic_form,
@@ -129,12 +127,3 @@ def _probe_row(x: jax.Array) -> JacobianProbes:
         **properties,
         all_hold=all_hold(properties),
     )
-
-
-def _frobenius_norm(sigma: jax.Array) -> jax.Array:
-    """‖J‖_F, with Σ_{i≠j} σᵢ²σⱼ² split at the top class so that nothing cancels."""
-    top = jnp.max(sigma) ** 2
-    others = jnp.where(is_top(sigma), 0, sigma) ** 2
-    rest = jnp.sum(others)
-    off_diagonal = 2 * top * rest + (rest**2 - jnp.sum(others**2))
-    return jnp.sqrt(jnp.sum((sigma * complement(sigma)) ** 2) + off_diagonal)

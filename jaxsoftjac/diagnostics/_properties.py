@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, working_dtype
+from jaxsoftjac._closed_forms import largest_eigenvalue_bounds
 from jaxsoftjac.dense import softmax_jacobian
 from jaxsoftjac.functions import softmax
 from jaxsoftjac.products import softmax_vjp
@@ -128,7 +129,7 @@ def _verify_row(x: jax.Array) -> JacobianProperties:
         "row_sum_error": largest(J.sum(axis=1)),
         "column_sum_error": largest(J.sum(axis=0)),
         "null_vector_error": largest(softmax_vjp(ones, sigma)),
-        "diagonal_error": largest(jnp.diag(J) - sigma * complement(sigma)),
+        "diagonal_error": largest(jnp.diag(J) - sigma * _complement(sigma)),
         "jacfwd_error": largest(J - jax.jacfwd(softmax)(x)),
         "jacrev_error": largest(J - jax.jacrev(softmax)(x)),
     }
@@ -175,29 +176,6 @@ def over_rows(measure: Callable[[jax.Array], Measurements], x: ArrayLike) -> Mea
     return jax.tree.map(lambda a: a.reshape(x.shape[:-1] + a.shape[1:]), measured)
 
 
-def largest_eigenvalue_bounds(sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Bounds of λ_max that cost O(K) and do not cancel on a peaked row."""
-    K = sigma.size
-    if K == 1:
-        return jnp.zeros_like(sigma[0]), jnp.zeros_like(sigma[0])
-    diagonal = sigma * complement(sigma)
-    second = jnp.max(jnp.where(is_top(sigma), 0, sigma))
-    lower = jnp.maximum(K / (K - 1) * jnp.max(diagonal), second)
-    upper = jnp.minimum(2 * jnp.max(diagonal), jnp.max(sigma))
-    return lower, jnp.minimum(upper, jnp.sum(diagonal))
-
-
-def complement(sigma: jax.Array) -> jax.Array:
-    """1 − σᵢ; for the top class the sum of the others, which does not cancel."""
-    others = jnp.sum(jnp.where(is_top(sigma), 0, sigma))
-    return jnp.where(is_top(sigma), others, 1 - sigma)
-
-
-def is_top(sigma: jax.Array) -> jax.Array:
-    """Where the most probable class is, the first of equals."""
-    return jnp.arange(sigma.size) == jnp.argmax(sigma)
-
-
 def rounding_tolerance(scale: jax.Array, x: jax.Array) -> jax.Array:
     """4Ku·scale: what sums of K terms of that size can promise."""
     info = jnp.finfo(x.dtype)
@@ -212,3 +190,12 @@ def largest(error: jax.Array) -> jax.Array:
 def all_hold(properties: dict[str, jax.Array]) -> jax.Array:
     """Whether every property holds."""
     return jnp.all(jnp.stack(list(properties.values())))
+
+
+def _complement(sigma: jax.Array) -> jax.Array:
+    """1 − σᵢ; for the top class the sum of the others, which does not cancel.
+
+    Not that of `_closed_forms`, from which the matrix is made: it would be compared with itself.
+    """
+    is_top = jnp.arange(sigma.size) == jnp.argmax(sigma)
+    return jnp.where(is_top, jnp.sum(jnp.where(is_top, 0, sigma)), 1 - sigma)

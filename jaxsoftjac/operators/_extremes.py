@@ -4,7 +4,8 @@ The nonzero eigenvalues solve Σ σᵢ/(σᵢ − λ) = 0. With the sum over the
 inverted, each end becomes a weighted harmonic mean of distances λ − σᵢ, or σᵢ − λ, against a
 straight line. Harmonic means are concave, so that Newton's iteration from the far side of the root
 is monotone: it cannot leave its bracket. From bounds that are sharp at both extremes four steps
-reach the precision of float64; six are taken.
+reach the precision of float64; six are taken. `_secular` finds the same from σ itself: here ratios
+of logits are enough, so that an end may lie where σ underflows.
 
 >>> import jax.numpy as jnp
 >>> t = excess_of_largest(jnp.array([0.0, 1.0, 1.0]), jnp.array([0.5]))     # σ = (½, ¼, ¼)

@@ -77,23 +77,6 @@ def pseudo_inverse_product(v: jax.Array, log_sigma: jax.Array, kept: jax.Array) 
     return _less_mean(_less_mean(v, kept) * half * half, kept)
 
 
-def frobenius_norm(sigma: jax.Array, complement: jax.Array) -> jax.Array:
-    """‖J‖_F of each row: ‖J‖_F² = Σᵢ σᵢ²(1 − σᵢ)² + Σᵢ σᵢ² Σ_{j≠i} σⱼ², where nothing cancels."""
-    diagonal = sigma * complement
-    size = jnp.maximum(LAST.max(diagonal), jnp.finfo(sigma.dtype).tiny)
-    squares = sigma**2 / size  # in units of the largest entry, whose square may underflow
-    total = LAST.sum((diagonal / size) ** 2 + squares * others(squares, LAST.sum(squares)))
-    is_zero = total == 0
-    norm = size * jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total)))
-    return lax.squeeze(norm, (norm.ndim - 1,))
-
-
-def others(a: jax.Array, total: jax.Array) -> jax.Array:
-    """Σ_{j≠i} aⱼ for a ≥ 0: total − aᵢ, or for an aᵢ above half of it, the sum of the others."""
-    is_large = a > total / 2
-    return jnp.where(is_large, LAST.sum(jnp.where(is_large, 0, a)), total - a)
-
-
 def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax.Array:
     """J^{1/2}v = (1/π) ∫ √t (J + t)⁻¹Jv d log t, by the trapezoidal rule in log t.
 

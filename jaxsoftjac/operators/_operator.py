@@ -6,10 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, same_shape, wide, working_dtype
+from jaxsoftjac._closed_forms import (
+    dense_jacobian,
+    diagonal,
+    frobenius_norm,
+    largest_eigenvalue_bounds,
+)
 from jaxsoftjac._rows import LAST, class_logits
 from jaxsoftjac.functions import log_softmax_rows, softmax_rows
 from jaxsoftjac.operators import _secular
@@ -17,8 +22,6 @@ from jaxsoftjac.operators._matrix_products import (
     damped_solution,
     factor_product,
     factor_t_product,
-    frobenius_norm,
-    others,
     product,
     pseudo_inverse_product,
     square_root_product,
@@ -107,23 +110,19 @@ class SoftmaxJacobian:
 
     def as_matrix(self) -> jax.Array:
         """Dense J [..., K, K]: symmetric to the bit, its diagonal right at any gap. O(K²)."""
-        sigma = self.sigma
-        eye = jnp.eye(sigma.shape[-1], dtype=bool)
-        outer = sigma[..., :, None] * sigma[..., None, :]
-        diagonal = (sigma * self._complement())[..., None]
-        return jnp.where(eye, diagonal, -outer).astype(self.dtype)
+        return dense_jacobian(self.sigma).astype(self.dtype)
 
     def diagonal(self) -> jax.Array:
         """σᵢ(1 − σᵢ), the complement of a class above 1/2 summed over the others. O(K)."""
-        return (self.sigma * self._complement()).astype(self.dtype)
+        return diagonal(self.sigma).astype(self.dtype)
 
     def trace(self) -> jax.Array:
         """Σσᵢ(1 − σᵢ) = 1 − ‖σ‖². O(K)."""
-        return jnp.sum(self.sigma * self._complement(), axis=-1).astype(self.dtype)
+        return jnp.sum(diagonal(self.sigma), axis=-1).astype(self.dtype)
 
     def frobenius_norm(self) -> jax.Array:
         """‖J‖_F, from ‖J‖_F² = Σᵢ σᵢ²(1 − σᵢ)² + Σᵢ σᵢ² Σ_{j≠i} σⱼ²: no term cancels. O(K)."""
-        return frobenius_norm(self.sigma, self._complement()).astype(self.dtype)
+        return frobenius_norm(self.sigma).astype(self.dtype)
 
     def quadratic(self, v: ArrayLike) -> jax.Array:
         """vᵀJv = Σσ(v − ⟨σ, v⟩)², the variance of v under σ, ≥ 0. O(K)."""
@@ -181,7 +180,7 @@ class SoftmaxJacobian:
     def sqrt_mv(self, v: ArrayLike) -> jax.Array:
         """J^{1/2}v, the symmetric square root, from O(K) resolvents: see `square_root_product`."""
         v, J, dtype = self._with("v", v)
-        upper = _secular.bounds(J.sigma, J._complement())[1]
+        upper = largest_eigenvalue_bounds(J.sigma)[1]
         return square_root_product(v, J.sigma, upper).astype(dtype)
 
     def spectral_norm(self) -> jax.Array:
@@ -193,8 +192,8 @@ class SoftmaxJacobian:
 
         max(K/(K−1)·max σ(1−σ), σ₍₂₎) ≤ λ_max ≤ min(2 max σ(1−σ), σ₍₁₎, 1 − ‖σ‖²).
         """
-        bounds = _secular.bounds(self.sigma, self._complement())
-        return bounds[0].astype(self.dtype), bounds[1].astype(self.dtype)
+        lower, upper = largest_eigenvalue_bounds(self.sigma)
+        return lower.astype(self.dtype), upper.astype(self.dtype)
 
     def eigvalsh(self) -> jax.Array:
         """All eigenvalues [..., K], ascending, by the secular equation: O(K²), no K×K in memory.
@@ -258,11 +257,6 @@ class SoftmaxJacobian:
         if self.log_sigma is None:
             return jnp.log(jnp.where(kept, self.sigma, 1))
         return jnp.where(kept, self.log_sigma, 0)
-
-    def _complement(self) -> jax.Array:
-        """1 − σ, its derivative −σ̇ whichever way it is summed."""
-        value = others(self.sigma, jnp.ones((), self.sigma.dtype))
-        return lax.stop_gradient(value) + (lax.stop_gradient(self.sigma) - self.sigma)
 
     def _with(self, name: str, v: ArrayLike) -> tuple[jax.Array, "SoftmaxJacobian", jnp.dtype]:
         """Checked `v` and J in one working precision, and the dtype of the result."""

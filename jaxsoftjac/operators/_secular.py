@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsoftjac._closed_forms import two_largest
 from jaxsoftjac._rules import recomputed
 
 _BLOCK = 2**20  # root-pole pairs at a time: what stays in a core's cache
@@ -45,7 +46,7 @@ def eigenvalues(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
 def largest_eigenvalue(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
     """λ_max, the root between the two largest entries: array [...]. Cost: O(K) per row and pass."""
     scaled = _scaled(sigma)
-    top, second = _two_largest(scaled)
+    top, second = two_largest(scaled)
     solve = _batched(partial(root, on_simplex), sigma.ndim - 1)
     near, offset = solve(scaled, second, top)
     return (near + offset) / _scale(sigma)
@@ -64,25 +65,6 @@ def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> tuple[jax.Array, j
     near, offset = _roots(scaled, on_simplex)
     vectors = _batched(_eigenvectors, sigma.ndim - 1)(scaled, near, offset)
     return (near + offset) / _scale(sigma), vectors
-
-
-def bounds(sigma: jax.Array, complement: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Lower and upper bound of λ_max, [...]: see `SoftmaxJacobian.spectral_bounds`."""
-    diagonal = sigma * complement
-    largest = jnp.max(diagonal, axis=-1, initial=0)
-    count = jnp.sum(sigma > 0, axis=-1).astype(sigma.dtype)
-    top, second = _two_largest(sigma)
-    lower = jnp.maximum(count / jnp.maximum(count - 1, 1) * largest, second)
-    return lower, jnp.minimum(jnp.minimum(2 * largest, top), jnp.sum(diagonal, axis=-1))
-
-
-def _two_largest(sigma):
-    """The largest entry and the next, equal to it where it is tied."""
-    top = jnp.max(sigma, axis=-1, keepdims=True, initial=0)
-    is_top = sigma == top
-    is_tied = jnp.sum(is_top, axis=-1, keepdims=True) > 1
-    second = jnp.max(jnp.where(is_top & ~is_tied, 0, sigma), axis=-1, initial=0)
-    return lax.squeeze(top, (sigma.ndim - 1,)), second
 
 
 def count_above(sigma: jax.Array, threshold: jax.Array) -> jax.Array:
