@@ -40,6 +40,13 @@ def as_index(name: str, value: Any) -> int:
         raise TypeError(f"`{name}` must be an int, got {kind}") from None
 
 
+def as_axis(axis: int | Sequence[int]) -> int | tuple[int, ...]:
+    """An axis or several as what can be static."""
+    if isinstance(axis, Sequence):
+        return tuple(as_index("axis", a) for a in axis)
+    return as_index("axis", axis)
+
+
 def canonical_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of distinct axes in 0 … ndim − 1; None is all of them."""
     if axis is None:

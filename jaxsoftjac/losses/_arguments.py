@@ -1,5 +1,6 @@
 """The checked arguments of losses: labels, and what is mixed into the plain cross-entropy."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, wide
+from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide
 from jaxsoftjac._rows import ClassAxes, class_logits, in_range
 
 
@@ -23,6 +24,16 @@ class LossOptions(NamedTuple):
     def is_static(self) -> bool:
         """Whether both are Python numbers."""
         return all(isinstance(value, float) for value in self)
+
+    @property
+    def has_smoothing(self) -> bool:
+        """Whether the target is smoothed, as far as is known."""
+        return not _is_zero(self.label_smoothing)
+
+    @property
+    def has_z_loss(self) -> bool:
+        """Whether the log-normalizer counts, as far as is known."""
+        return not _is_zero(self.z_loss)
 
     def split(self) -> "tuple[LossOptions, LossOptions]":
         """The Python numbers, which can be static, and the arrays; None elsewhere."""
@@ -38,22 +49,24 @@ class LossOptions(NamedTuple):
 
 def mixed(
     surprise: jax.Array,
-    uniform: Callable[[], jax.Array],
-    log_normalizer: Callable[[], jax.Array],
+    uniform: jax.Array | None,
+    log_normalizer: jax.Array | None,
     options: LossOptions,
 ) -> jax.Array:
-    """(1 − s)·surprise + s·uniform + z·log_normalizer²; what has weight 0 may be infinite."""
+    """(1 − s)·surprise + s·uniform + z·log_normalizer²; what has weight 0 may be infinite.
+
+    A term whose factor is the Python number 0 is not read.
+    """
     s, z = options
     loss = surprise
-    if not _is_zero(s):
+    if uniform is not None and options.has_smoothing:
         s = s if isinstance(s, float) else jnp.asarray(s, surprise.dtype)
-        loss = _weighted(1 - s, surprise) + _weighted(s, uniform())
-    if not _is_zero(z):
-        normalizer = log_normalizer()
-        is_infinite = jnp.isinf(normalizer)
-        finite = jnp.where(is_infinite, 0, normalizer)
+        loss = _weighted(1 - s, surprise) + _weighted(s, uniform)
+    if log_normalizer is not None and options.has_z_loss:
+        is_infinite = jnp.isinf(log_normalizer)
+        finite = jnp.where(is_infinite, 0, log_normalizer)
         if not isinstance(z, float):
-            z = jnp.asarray(z, normalizer.dtype)
+            z = jnp.asarray(z, log_normalizer.dtype)
             is_infinite = is_infinite & (z > 0)
         loss = loss + (z * finite * finite + jnp.where(is_infinite, jnp.inf, 0))
     return loss
@@ -162,3 +175,50 @@ def checked_number(
     if not holds(float(known)):
         raise ValueError(f"`{name}` must {expected}, got {value}")
     return as_real(name, value) if isinstance(value, jax.Array) else float(known)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
+
+
+def checked_weights(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
+    """The factors of the losses, of their shape and dtype."""
+    if weights is None:
+        return jnp.ones_like(losses)
+    if weights.shape not in (losses.shape, ()):
+        raise ValueError(f"`weights` must have shape {losses.shape} or (), got {weights.shape}")
+    return jnp.broadcast_to(weights.astype(losses.dtype), losses.shape)
+
+
+def reduced(losses: jax.Array, weights: jax.Array, shares: jax.Array, reduction: str) -> jax.Array:
+    """The weighted losses, their sum, or the sum over that of the `shares`: 0 if that is 0."""
+    losses = weighted(weights, losses)
+    if reduction == "none":
+        return losses
+    total = jnp.sum(losses)
+    if reduction == "sum":
+        return total
+    count = jnp.sum(shares)
+    return total * jnp.where(count == 0, 0, 1 / jnp.where(count == 0, 1, count))
+
+
+def weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    """Losses times weights; of weight 0, an infinite one is 0 too."""
+    return weights * jnp.where((weights == 0) & jnp.isinf(losses), 0, losses)
+
+
+def flattened(
+    logits: jax.Array, labels: jax.Array, where: jax.Array | None, axis: Axis
+) -> tuple[jax.Array, jax.Array, jax.Array | None, int]:
+    """The arguments with the classes of several axes on one, the last, in row-major order."""
+    axes = canonical_axes(axis, logits.ndim)
+    batch = tuple(i for i in range(logits.ndim) if i not in axes)
+    shape = [logits.shape[i] for i in batch] + [math.prod(logits.shape[i] for i in axes)]
+    if not jnp.issubdtype(labels.dtype, jnp.integer) and labels.shape == logits.shape:
+        labels = labels.transpose(*batch, *axes).reshape(shape)
+    where = broadcast_where(where, logits.shape)
+    if where is not None:
+        where = where.transpose(*batch, *axes).reshape(shape)
+    return logits.transpose(*batch, *axes).reshape(shape), labels, where, len(batch)

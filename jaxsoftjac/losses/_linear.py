@@ -15,13 +15,9 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real
 from jaxsoftjac._rules import compiled
-from jaxsoftjac.losses._arguments import (
-    LossOptions,
-    checked_options,
-)
+from jaxsoftjac.losses._arguments import LossOptions, check_choice, checked_options, weighted
 from jaxsoftjac.losses._linear_arguments import (
     as_arrays,
-    check_choice,
     checked_tangents,
     problem_of,
     without_ignored,
@@ -30,7 +26,6 @@ from jaxsoftjac.losses._linear_gradients import (
     gradient_pushforward,
     log_normalizer,
     loss,
-    weighted,
     weighted_sum,
 )
 from jaxsoftjac.losses._vocabulary import Operands, row_terms
@@ -45,6 +40,7 @@ def linear_cross_entropy(
     *,
     bias: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     logit_softcap: ArrayLike | None = None,
@@ -68,6 +64,8 @@ def linear_cross_entropy(
         labels: integers [...].
         bias: real array [V]; −∞ excludes a class.
         weights: factors of the losses, [...].
+        class_weights: weights [V] of the labels' classes, as for `cross_entropy`; split over
+            devices as `kernel` is, and not together with `label_smoothing`.
         label_smoothing: as for `cross_entropy`.
         z_loss: as for `cross_entropy`.
         logit_softcap: c > 0 replaces z by c·tanh(z/c), but for excluded classes; may be traced.
@@ -95,6 +93,7 @@ def linear_cross_entropy(
         as_arrays(hidden, kernel, bias, logit_softcap),
         jnp.asarray(labels),
         None if weights is None else as_real("weights", weights),
+        None if class_weights is None else as_real("class_weights", class_weights),
         traced,
         known=known,
         ignore_index=None if ignore_index is None else as_index("ignore_index", ignore_index),
@@ -110,12 +109,13 @@ def _linear_cross_entropy(
     operands: Operands,
     labels: jax.Array,
     weights: jax.Array | None,
+    class_weights: jax.Array | None,
     traced: LossOptions,
     *,
     return_log_normalizer: bool,
     **static: Any,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    problem = problem_of(operands, labels, weights, traced, **static)
+    problem = problem_of(operands, labels, weights, class_weights, traced, **static)
     (layout, options), rows = problem.static, problem.weights.ndim - 1
     is_total = static["reduction"] != "none" and static["axis_name"] is None
     if is_total and not return_log_normalizer and options.is_static:
@@ -139,6 +139,7 @@ def linear_cross_entropy_gauss_newton(
     *,
     bias: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     logit_softcap: ArrayLike | None = None,
@@ -167,6 +168,7 @@ def linear_cross_entropy_gauss_newton(
         tangents: arrays like (hidden, kernel), or (hidden, kernel, bias) with a bias.
         bias: real array [V].
         weights: factors of the losses.
+        class_weights: weights of the labels' classes.
         label_smoothing: does not change the product.
         z_loss: as for `cross_entropy`.
         logit_softcap: c > 0 replaces z by c·tanh(z/c).
@@ -190,6 +192,7 @@ def linear_cross_entropy_gauss_newton(
         checked_tangents(tangents, operands),
         jnp.asarray(labels),
         None if weights is None else as_real("weights", weights),
+        None if class_weights is None else as_real("class_weights", class_weights),
         traced,
         known=known,
         ignore_index=None if ignore_index is None else as_index("ignore_index", ignore_index),
@@ -205,10 +208,11 @@ def _gauss_newton(
     moves: Operands,
     labels: jax.Array,
     weights: jax.Array | None,
+    class_weights: jax.Array | None,
     traced: LossOptions,
     **static: Any,
 ) -> tuple[jax.Array, ...]:
-    problem = problem_of(operands, labels, weights, traced, **static)
+    problem = problem_of(operands, labels, weights, class_weights, traced, **static)
     _, product = gradient_pushforward(
         without_ignored(problem._replace(operands=moves)),
         jnp.zeros_like(problem.weights),

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, same_shape
-from jaxsoftjac._rows import nan_unless
+from jaxsoftjac._rows import first_class, nan_unless
 from jaxsoftjac.losses._arguments import LossOptions, checked_number, integer_labels, is_ignored
 from jaxsoftjac.losses._linear_gradients import Static
 from jaxsoftjac.losses._vocabulary import Head, Layout, Operands, Shared, logits_dtype
@@ -38,6 +38,7 @@ def problem_of(
     operands: Operands,
     labels: jax.Array,
     weights: jax.Array | None,
+    class_weights: jax.Array | None,
     traced: LossOptions,
     *,
     known: LossOptions,
@@ -58,6 +59,8 @@ def problem_of(
     if ignored is not None:
         ignored = jnp.broadcast_to(ignored, lead)[..., None]
         labels, weights = jnp.where(ignored, 0, labels), jnp.where(ignored, 0, weights)
+    if class_weights is not None:
+        weights = weights * _weight_of_label(class_weights, labels, V, options, axis_name)
     if reduction == "mean":
         total = jnp.sum(weights)
         weights = weights * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
@@ -111,11 +114,6 @@ def _checked_operands(operands: Operands, axis_name: str | None) -> Operands:
     return operands._replace(shared=Shared(hidden, None, origin))
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
-
-
 def _origin(bias: jax.Array, axis_name: str | None) -> jax.Array:
     """The largest finite bias: measured from it, biases of any size leave the logits exact."""
     bias = lax.stop_gradient(bias)
@@ -133,6 +131,20 @@ def _checked_weights(weights: jax.Array | None, column: jax.Array) -> jax.Array:
     if weights.shape not in (lead, ()):
         raise ValueError(f"`weights` must have shape {lead}, got {weights.shape}")
     return jnp.broadcast_to(weights, lead)[..., None] * ones
+
+
+def _weight_of_label(
+    class_weights: jax.Array, labels: jax.Array, V: int, options: LossOptions, axis_name: str | None
+) -> jax.Array:
+    """The weight of each label's class, of the shape of `labels`."""
+    if class_weights.shape != (V,):
+        raise ValueError(f"`class_weights` must have shape ({V},), got {class_weights.shape}")
+    if options.has_smoothing:
+        raise ValueError("`class_weights` cannot be given with `label_smoothing`")
+    index = labels - jnp.asarray(first_class(V, axis_name), labels.dtype)
+    is_own = (index >= 0) & (index < V)
+    own = jnp.where(is_own, class_weights[jnp.where(is_own, index, 0)], 0)
+    return own if axis_name is None else lax.psum(own, axis_name)
 
 
 def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:

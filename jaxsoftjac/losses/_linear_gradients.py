@@ -14,7 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftjac._checks import wide
-from jaxsoftjac.losses._arguments import LossOptions, mixed
+from jaxsoftjac.losses._arguments import LossOptions, mixed, weighted
 from jaxsoftjac.losses._vocabulary import (
     Constants,
     Head,
@@ -52,11 +52,12 @@ def log_normalizer(terms: Terms, constants: Constants) -> jax.Array:
 
 def loss(terms: Terms, constants: Constants, options: LossOptions) -> jax.Array:
     """The loss of each example, [..., 1]."""
-
-    def uniform():
-        return terms.descent + jnp.log1p(jnp.where(terms.rest < 0, 0, terms.rest))
-
-    return mixed(terms.surprise, uniform, partial(log_normalizer, terms, constants), options)
+    uniform = lse = None
+    if options.has_smoothing:
+        uniform = terms.descent + jnp.log1p(jnp.where(terms.rest < 0, 0, terms.rest))
+    if options.has_z_loss:
+        lse = log_normalizer(terms, constants)
+    return mixed(terms.surprise, uniform, lse, options)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -66,11 +67,6 @@ def weighted_sum(
     """Σ w·loss; its derivative is a product with the gradient, which is made with the value."""
     terms, constants = row_terms(operands, labels, static.layout)
     return jnp.sum(weighted(weights, loss(terms, constants, static.options)))
-
-
-def weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
-    """Losses times weights; of weight 0, an infinite one is 0 too."""
-    return weights * jnp.where((weights == 0) & jnp.isinf(losses), 0, losses)
 
 
 @partial(weighted_sum.defjvp, symbolic_zeros=True)
