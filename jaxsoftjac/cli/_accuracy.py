@@ -6,6 +6,7 @@
 
 import importlib
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsoftjac.cli._cells import spell, table
 from jaxsoftjac.cli._inspect_flow import plain
-from jaxsoftjac.cli._text import spell, table
 from jaxsoftjac.dense import softmax_jacobian
 from jaxsoftjac.diagnostics._rounding import exact_product, exact_softmax, random_rows, worst_error
 from jaxsoftjac.functions import log_softmax, softmax
@@ -196,13 +197,16 @@ def accuracy_text(report: dict, *, encoding: str = "utf-8") -> str:
     for case in report["cases"]:
         errors = [_cell(case["errors"][library], case["promise"]) for library in libraries]
         place = case["quantity"], f"{case['gap']:g}", f"{case['offset']:g}"
-        rows.append((*place, *errors, f"{case['promise']:.0e}"))
+        rows.append((*place, *errors, _power(case["promise"])))
     lines = [
         f"float32 on {report['device']}, {versions}; reference: {report['reference']}",
-        f"Worst relative error over {report['rows']} rows of K = {report['K']} logits, whose class "
-        "c = 0 is",
-        "`gap` nats ahead; v is normal around `offset`. J·v and D²σ by ‖err‖₁/‖exact‖₁,",
-        "the others entry by entry. A star: above what jaxsoftjac promises for its own.",
+        *textwrap.wrap(
+            f"Worst relative error over {report['rows']} rows of K = {report['K']} logits, whose "
+            "class c = 0 is `gap` nats ahead; v is normal around `offset`. J·v and D²σ by "
+            "‖err‖₁/‖exact‖₁, the others entry by entry. A star: above what jaxsoftjac promises "
+            "for its own.",
+            80,
+        ),
         "",
         *table(rows, encoding),
         "",
@@ -214,4 +218,9 @@ def accuracy_text(report: dict, *, encoding: str = "utf-8") -> str:
 def _cell(error: float | None, promise: float) -> str:
     if error is None:
         return "not finite *"
-    return f"{error:.0e}" + " *" * (error > promise)
+    return _power(error) + " *" * (error > promise)
+
+
+def _power(error: float) -> str:
+    """One digit and a power of ten, with the minus sign of the formulas."""
+    return f"{error:.0e}".replace("-", "−")

@@ -3,7 +3,7 @@
 The report is a dictionary fit for strict JSON, in which what is not finite is None. Files of any
 length are read and measured in chunks, so that memory does not grow with the number of rows.
 
->>> from jaxsoftjac.cli._files import numbers
+>>> from jaxsoftjac.cli._logits import numbers
 >>> report = inspect_logits(numbers(["2.0", "1.0"], name="example"))
 >>> report["K"], report["all_hold"]
 (2, True)
@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsoftjac.cli._chunks import Measurements, measure_rows
-from jaxsoftjac.cli._files import InputError, Logits, save_picture
+from jaxsoftjac.cli._errors import InputError
 from jaxsoftjac.cli._inspect_flow import flow_report, plain, spectrum_report, summary
+from jaxsoftjac.cli._logits import Logits
+from jaxsoftjac.cli._pictures import flow_of, save_pictures, sweep_of
 from jaxsoftjac.dense import jacobian_block, softmax_jacobian
 from jaxsoftjac.diagnostics import (
     gradient_flow,
@@ -26,7 +28,12 @@ from jaxsoftjac.diagnostics import (
     verify_jacobian_properties,
 )
 from jaxsoftjac.functions import softmax
-from jaxsoftjac.plots import plot_jacobian
+from jaxsoftjac.plots import (
+    plot_gradient_flow,
+    plot_jacobian,
+    plot_spectrum,
+    plot_temperature_sweep,
+)
 from jaxsoftjac.products import softmax_vjp
 
 _DENSE_LIMIT = 64  # widest row whose J is formed and diagonalised
@@ -78,7 +85,8 @@ def inspect_logits(
         dtype: Name of the dtype to compute in.
         temperature: Divides the logits.
         vector: K values to multiply J with, for one row; from −1 to 1 in even steps if None.
-        picture: Where to save `plot_jacobian` of the row, or of that with the largest λ_max.
+        picture: Where to save `plot_jacobian` of the row, or of that with the largest λ_max; the
+            pictures of `flow`, `spectrum` and `sweep` go beside it.
         flow: Whether to report the gradient flow.
         spectrum: Whether to report the eigenvalues, of the row that a picture would be of.
         sweep: Temperatures, in place of `temperature`, at which to report the gradient flow.
@@ -98,6 +106,7 @@ def inspect_logits(
 
     report = {"source": logits.name, "rows": count, "row": row, "K": width, "dtype": dtype}
     report |= {"temperature": temperature, "x64": dtype == "float64"}
+    report |= {"classes": list(logits.classes)} if logits.classes else {}
     report["method"] = "dense" if width <= _DENSE_LIMIT else "matrix-free"
     measured = _measure_properties(read, rows, width)
     if row is None:
@@ -107,16 +116,27 @@ def inspect_logits(
         why = "the row inspected"
         report |= _one_row(read(row, row + 1)[0], vector, measured)
     report |= _judgement(measured)
+    x, draw = jnp.asarray(read(row, row + 1)[0]), {}
+    draw["jacobian"] = lambda: plot_jacobian(x)
     if flow:
-        report["flow"] = flow_report(measure_rows(gradient_flow, read, rows, cost=width))
+        flows = measure_rows(gradient_flow, read, rows, cost=width)
+        report["flow"] = flow_report(flows)
+        by_layer = flow_of(flows, logits.lead)
+        draw["flow"] = lambda: plot_gradient_flow(by_layer)
     if spectrum:
-        x = read(row, row + 1)[0]
         report["spectrum"] = {"row": row, "reason": why, **spectrum_report(x)}
+        draw["spectrum"] = lambda: plot_spectrum(x)
     if sweep:
-        report["sweep"] = [_flow_at(T, read, rows, width) for T in sweep]
+        reads = [partial(read, temperature=T) for T in sweep]
+        swept = [measure_rows(gradient_flow, at, rows, cost=width) for at in reads]
+        report["sweep"] = [
+            {"temperature": T, **flow_report(f)} for T, f in zip(sweep, swept, strict=True)
+        ]
+        draw["sweep"] = lambda: plot_temperature_sweep(sweep_of(sweep, swept))
     if picture is not None:
-        save_picture(plot_jacobian(jnp.asarray(read(row, row + 1)[0])), picture)
+        files = save_pictures(picture, draw)
         report["picture"] = {"file": picture, "row": row, "reason": why}
+        report["pictures"] = files
     return report
 
 
@@ -124,12 +144,6 @@ def _measure_properties(read: Callable, rows: range, width: int) -> Measurements
     if width <= _DENSE_LIMIT:
         return measure_rows(verify_jacobian_properties, read, rows, cost=width * width)
     return measure_rows(probe_jacobian_properties, read, rows, cost=width)
-
-
-def _flow_at(temperature: float, read: Callable, rows: range, width: int) -> dict:
-    at = partial(read, temperature=temperature)
-    found = flow_report(measure_rows(gradient_flow, at, rows, cost=width))
-    return {"temperature": temperature, **found}
 
 
 def _steepest(measured: Measurements) -> tuple[int, str]:

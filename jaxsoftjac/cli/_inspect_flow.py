@@ -1,10 +1,10 @@
 """What `jaxsoftjac inspect` reports of gradient flow: numbers, for JSON and for text.
 
->>> import numpy as np
->>> spectrum_report(np.array([0.0, 0.0], np.float32))["eigenvalues"]
+>>> spectrum_report(jnp.zeros(2, jnp.float32))["eigenvalues"]
 [0.0, 0.5]
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,7 +40,7 @@ def flow_report(measured: Measurements) -> dict:
     return {**summary(measured), "collapsed_rows": int(collapsed.sum())}
 
 
-def spectrum_report(x: np.ndarray) -> dict:
+def spectrum_report(x: jax.Array) -> dict:
     """The eigenvalues of J at one row, and the probabilities between which they lie."""
-    J = SoftmaxJacobian.from_logits(wide(jnp.asarray(x)))
+    J = SoftmaxJacobian.from_logits(wide(x))
     return {"eigenvalues": plain(J.eigvalsh()), "probabilities": plain(jnp.sort(J.sigma))}

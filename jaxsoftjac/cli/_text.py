@@ -1,22 +1,12 @@
-"""The report of `jaxsoftjac inspect` as text of 80 columns.
+"""The report of `jaxsoftjac inspect` as text of 80 columns."""
 
-Where the encoding lacks the symbols of mathematics, words stand for them.
-
->>> spell("λ_max ≤ 1/2", "utf-8"), spell("λ_max ≤ 1/2", "ascii")
-('λ_max ≤ 1/2', 'lambda_max <= 1/2')
-"""
-
+import math
 import textwrap
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence
 
-_COLUMNS = 7  # of ten characters each, beside a label of ten
-_WORDS = {
-    **{"ᵢᵢ": "_ii", "ᵢⱼ": "_ij", "ᵢ": "_i", "ⱼ": "_j", "ᵀ": "^T", "σ": "sigma", "λ": "lambda"},
-    **{"Σ": "sum", "·": "*", "⊙": "*", "⟨": "<", "⟩": ">", "−": "-", "≥": ">=", "≤": "<="},
-    **{"₍ₖ₎": "_(k)", "₍ₖ₊₁₎": "_(k+1)", "ₖ₊₁": "_(k+1)", "₁₀": "_10", "₁": "_1", "₂": "_2"},
-    **{"‖": "||", "²": "^2", "√": "sqrt", "∂": "d", "δ": "delta", "κ": "kappa"},
-    **{"…": "...", "✓": "yes", "✗": "no", "≠": "!="},
-}
+from jaxsoftjac.cli._cells import COLUMNS, number, pick, shown_places, spell, table, vectors, whole
+
+_WIDTH = 80
 _PRODUCTS = {"vector": "v", "formula": "formula", "full_jacobian": "full J", "autodiff": "jax.vjp"}
 
 _FLOW = {
@@ -34,6 +24,12 @@ _FLOW = {
     "saturation": "1 − max σ",
     "digits_lost": "log₁₀ κ",
 }
+_DRAWN = {
+    "flow": "the gradient flow",
+    "spectrum": "its spectrum",
+    "sweep": "the temperatures",
+}
+_SYMBOLS = {"smallest_eigenvalue": "λ_min", "largest_eigenvalue": "λ_max"}
 _COLLAPSED = "max σ = 1 in float32"
 _SWEPT = ("entropy_share", "max_probability", "spectral_norm", "gradient_gain", "digits_lost")
 
@@ -62,42 +58,44 @@ def report_text(report: dict, *, encoding: str = "utf-8") -> str:
     return "\n\n".join(spell("\n".join(block), encoding) for block in blocks)
 
 
-def spell(text: str, encoding: str) -> str:
-    """`text` as it is if `encoding` can hold all the symbols used here, else in words."""
-    try:
-        "".join(_WORDS).encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        for symbol, word in _WORDS.items():
-            text = text.replace(symbol, word)
-    return text
-
-
 def _heading(report: dict) -> list[str]:
     which = f"{report['rows']} rows" if report["row"] is None else f"row {report['row']}"
     which += f" of {report['rows']}" * (report["row"] is not None and report["rows"] > 1)
     dtype = report["dtype"] + " (x64 turned on for this process)" * report["x64"]
+    what = f": {which}, K = {report['K']}"
+    room = _WIDTH - len(what)
+    source = report["source"]
+    source = source if len(source) <= room else "…" + source[1 - room :]
     return [
-        f"{report['source']}: {which}, K = {report['K']}",
+        f"{source}{what}",
         f"{dtype}, temperature {report['temperature']:g}, {report['method']} verification",
     ]
 
 
 def _row_tables(report: dict, encoding: str) -> list[list[str]]:
     shown, vjp = shown_places(range(report["K"])), report["vjp"]
-    header = ("", ["…" if i is None else str(i) for i in shown])
-    inputs = [("x" if report["temperature"] == 1 else "x / T", report["logits"])]
+    names = report.get("classes", range(report["K"]))
+    header = ("", ["…" if i is None else _class_name(str(names[i])) for i in shown])
+    logits = [-math.inf if x is None else x for x in report["logits"]]  # what JSON cannot say
+    inputs = [("x" if report["temperature"] == 1 else "x / T", logits)]
     inputs.append(("σ", report["sigma"]))
     products = [(label, vjp[name]) for name, label in _PRODUCTS.items() if name in vjp]
     difference = f"largest difference {number(vjp['largest_difference'])}"
     if "full_jacobian" not in vjp:
         difference += "; the full J is too wide to be formed"
-    matrix = _vectors([header, *_matrix(report["jacobian"], shown)], encoding)
-    vectors = _vectors([header, *_picked(products, shown)], encoding)
+    matrix = vectors([header, *_matrix(report["jacobian"], shown)], encoding)
+    ways = vectors([header, *_picked(products, shown)], encoding)
     return [
-        _vectors([header, *_picked(inputs, shown)], encoding),
+        vectors([header, *_picked(inputs, shown)], encoding),
         ["J = diag(σ) − σ·σᵀ", *matrix],
-        ["VJP: J·v = σ ⊙ (v − ⟨v, σ⟩)", *vectors, difference],
+        ["VJP: J·v = σ ⊙ (v − ⟨v, σ⟩)", *ways, difference],
     ]
+
+
+def _class_name(name: str) -> str:
+    """What fits above a column."""
+    name = " ".join(name.split())
+    return name if len(name) <= 9 else f"{name[:4]}~{name[-4:]}"
 
 
 def _matrix(jacobian: dict, shown: Sequence[int | None]) -> list[tuple[str, list[str]]]:
@@ -113,16 +111,16 @@ def _matrix(jacobian: dict, shown: Sequence[int | None]) -> list[tuple[str, list
 
 def _properties(report: dict, encoding: str) -> list[str]:
     rows = [("property", "holds", "measured")]
-    for p in report["properties"].values():
-        rows.append((p["formula"], "✓" if p["holds"] else "✗", _pairs(p["worst"])))
-    return table(rows, encoding)
+    for name, p in report["properties"].items():
+        rows.append((_claim(report, name), "✓" if p["holds"] else "✗", _pairs(p["worst"])))
+    return [*table(rows, encoding), *_rank_note(report)]
 
 
 def _measurements(report: dict) -> list[str]:
     lines = []
     for name, value in report["measurements"].items():
         if isinstance(value, list):
-            value = ", ".join(pick(value, shown_places(value, _COLUMNS - 2)))
+            value = ", ".join(pick(value, shown_places(value, COLUMNS - 2)))
             lines.append(f"{name:<32}{value}")
         else:
             lines.append(f"{name:<32}{number(value)}")
@@ -132,16 +130,52 @@ def _measurements(report: dict) -> list[str]:
 def _statistics(report: dict) -> list[str]:
     lines = [f"{'measurement':<32}{'min':>12}{'median':>12}{'max':>12}"]
     for name, values in report["measurements"].items():
-        lines.append(f"{name:<32}" + "".join(f"{_whole(v):>12}" for v in values.values()))
+        lines.append(f"{name:<32}" + "".join(f"{whole(v):>12}" for v in values.values()))
     return lines
 
 
 def _judgement(report: dict, encoding: str) -> list[str]:
     rows = [("property", "holds", "in rows", "worst row", "measured there")]
-    for p in report["properties"].values():
-        tick, there = "✓" if p["holds"] else "✗", _pairs(p["worst"])
-        rows.append((p["formula"], tick, str(p["rows_that_hold"]), str(p["worst_row"]), there))
-    return table(rows, encoding)
+    for name, p in report["properties"].items():
+        tick, there = "✓" if p["holds"] else "✗", _shortest(p["worst"])
+        counts = str(p["rows_that_hold"]), str(p["worst_row"])
+        rows.append((_claim(report, name), tick, *counts, there))
+    return [*table(rows, encoding), *_rank_note(report)]
+
+
+def _shortest(worst: dict) -> str:
+    """What was measured, by symbols where they say it, and of several errors the largest."""
+    errors = [value for name, value in worst.items() if name.endswith("_error")]
+    if errors:
+        return f"error {number(None if None in errors else max(errors))}"
+    return _pairs({_SYMBOLS.get(name, name): value for name, value in worst.items()})
+
+
+def _claim(report: dict, name: str) -> str:
+    """The formula of a property; what the rank is judged by where it is not K − 1."""
+    if name == "rank_is_expected" and _missing_rank(report):
+        return "rank J, numerically"
+    return report["properties"][name]["formula"]
+
+
+def _missing_rank(report: dict) -> int:
+    """How many of the K − 1 dimensions the worst numerical rank lacks, though it is as expected."""
+    judged = report["properties"].get("rank_is_expected")
+    if judged is None or not judged["holds"]:
+        return 0
+    return report["K"] - 1 - judged["worst"]["rank"]
+
+
+def _rank_note(report: dict) -> list[str]:
+    missing = _missing_rank(report)
+    if not missing:
+        return []
+    note = (
+        f"Exactly, rank J = K − 1 = {report['K'] - 1} where no class is excluded. Of these "
+        f"eigenvalues, {missing} lie{'s' * (missing == 1)} below the tolerance of rounding, as σ "
+        "lets expect, and the numerical rank leaves them out."
+    )
+    return ["", *textwrap.wrap(note, _WIDTH)]
 
 
 def _flow(flow: dict, encoding: str) -> list[str]:
@@ -150,7 +184,7 @@ def _flow(flow: dict, encoding: str) -> list[str]:
     rows = [("gradient flow", "formula", *(("min", "median", "max") if many else ("value",)))]
     for name, formula in _FLOW.items():
         values = flow[name].values() if many else [flow[name]]
-        rows.append((name, formula, *map(_whole, values)))
+        rows.append((name, formula, *map(whole, values)))
     if many:
         rows.append(("collapsed_rows", _COLLAPSED, "", "", str(flow["collapsed_rows"])))
     else:
@@ -187,60 +221,21 @@ def _sweep(sweep: Sequence[dict], encoding: str) -> list[str]:
 def _verdict(report: dict) -> list[str]:
     failed = [p["formula"] for p in report["properties"].values() if not p["holds"]]
     verdict = "All properties hold." if report["all_hold"] else f"Failed: {', '.join(failed)}"
-    lines = textwrap.wrap(verdict, 80)
+    lines = textwrap.wrap(verdict, _WIDTH)
     if "picture" in report:
         picture = report["picture"]
         lines.append(f"Picture of row {picture['row']}, {picture['reason']}: {picture['file']}")
+        others = {k: file for k, file in report["pictures"].items() if k in _DRAWN}
+        lines += [f"Picture of {_DRAWN[name]}: {file}" for name, file in others.items()]
     return lines
-
-
-def table(rows: Sequence[Sequence[str]], encoding: str) -> list[str]:
-    """Left-aligned columns of the width that the cells have once they are spelled."""
-    spelled = [[spell(cell, encoding) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*spelled, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in spelled]
-
-
-def _vectors(rows: Iterable[tuple[str, list[str]]], encoding: str) -> list[str]:
-    return [
-        f"{spell(label, encoding):<10}" + "".join(f"{spell(cell, encoding):>10}" for cell in cells)
-        for label, cells in rows
-    ]
 
 
 def _picked(rows, shown: Sequence[int | None]) -> list[tuple[str, list[str]]]:
     return [(label, pick(values, shown)) for label, values in rows]
 
 
-def shown_places(values: Sized, most: int = _COLUMNS) -> list[int | None]:
-    """The places to show: all, or the first and the last few with None for those between."""
-    count, few = len(values), most // 2
-    if count <= most:
-        return list(range(count))
-    return [*range(few), None, *range(count - few, count)]
-
-
-def pick(values: Sequence, places: Iterable[int | None]) -> list[str]:
-    """The values at these places, as text."""
-    return ["…" if i is None else number(values[i]) for i in places]
-
-
 def _pairs(values: dict) -> str:
     return ", ".join(f"{name} {number(value)}" for name, value in values.items())
-
-
-def _whole(value: float | None) -> str:
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e6
-    return f"{value:g}" if is_whole else number(value)
-
-
-def number(value: float | int | None) -> str:
-    """Five significant digits or so."""
-    if value is None:
-        return "not finite"
-    if isinstance(value, int) or value == 0:
-        return f"{value:g}"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
 
 
 _PARTS = {"flow": _flow, "spectrum": _spectrum, "sweep": _sweep}

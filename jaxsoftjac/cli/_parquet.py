@@ -1,0 +1,67 @@
+"""Logits in `.parquet` files: a column for each class, or one column of lists, a row in each.
+
+pyarrow is of the optional extra `files`.
+"""
+
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxsoftjac.cli._errors import InputError, chosen, listed, optional, refusing, shortened
+from jaxsoftjac.cli._logits import Logits, held
+from jaxsoftjac.cli._npy import most_bytes
+
+if TYPE_CHECKING:
+    import pyarrow
+    from pyarrow.parquet import FileMetaData
+
+_INDEX = "__index_level_"  # columns that hold the index of a pandas frame
+
+
+def read_parquet(path: str, key: str | None, axis: int) -> Logits:
+    """The rows of a Parquet file, in memory.
+
+    Args:
+        path: The file.
+        key: The column of lists; None if there is no other column, or each is of one class.
+        axis: The axis along which the classes lie, as if the columns were an array.
+
+    Raises:
+        InputError: if the file is malformed, does not hold real numbers, or pyarrow is missing.
+    """
+    arrow, parquet = optional("pyarrow", path), optional("pyarrow.parquet", path)
+    with refusing(path, "a Parquet file"):
+        with parquet.ParquetFile(path) as file:
+            names = [n for n in file.schema_arrow.names if not n.startswith(_INDEX)]
+            names = names if key is None else [chosen(path, names, key)]
+            _require_size(file.metadata, path)
+            table = file.read(columns=names, use_threads=False)
+        if len(names) == 1 and arrow.types.is_nested(table.column(0).type):
+            return held(_lists(table.column(0), path), axis, name=path)
+        array = _columns(table, arrow, path)
+    return held(array, axis, name=path, classes=tuple(names))
+
+
+def _require_size(metadata: "FileMetaData", path: str) -> None:
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    count = sum(g.column(j).num_values for g in groups for j in range(g.num_columns))
+    if 8 * count > most_bytes(os.path.getsize(path)):
+        raise InputError(f"{path}: expands to {8 * count} bytes, over 100 times the file")
+
+
+def _lists(column: "pyarrow.ChunkedArray", path: str) -> np.ndarray:
+    lengths = np.unique([len(row) if row.is_valid else 0 for row in column])
+    if len(lengths) > 1:
+        raise InputError(f"{path}: ragged rows: lists of {listed(map(str, lengths))} values")
+    values = column.combine_chunks().flatten()
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def _columns(table: "pyarrow.Table", arrow: ModuleType, path: str) -> np.ndarray:
+    for field in table.schema:
+        if not (arrow.types.is_floating(field.type) or arrow.types.is_integer(field.type)):
+            column, kind = shortened(field.name), shortened(str(field.type))
+            raise InputError(f"{path}: column {column!r} is not numeric: {kind}")
+    return np.column_stack([c.to_numpy() for c in table.columns] or [np.empty(0)])
