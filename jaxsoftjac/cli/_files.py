@@ -3,9 +3,9 @@
 Arrays count rows and columns from 0, as NumPy does; text counts lines and columns from 1, as
 editors do.
 
->>> read_logits("logits.json")
+>>> read_logits("logits.csv", key="a")
 Traceback (most recent call last):
-jaxsoftjac.cli._errors.InputError: logits.json: unknown suffix '.json': expected ...
+jaxsoftjac.cli._errors.InputError: logits.csv: --key is for .npz, .safetensors, .parquet files
 """
 
 import gzip

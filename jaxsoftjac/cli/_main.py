@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except InputError as error:
-        return _refuse(" ".join(str(error).split()))
+        return _refuse(str(error))
     except BrokenPipeError:  # the reader has seen enough
         _drop_output()
         return 141
@@ -42,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str) -> int:
-    print("jaxsoftjac: error:", message, file=sys.stderr)
+    """One line on standard error, shortened where a path or a word in it is very long."""
+    line = " ".join(message.split())
+    if len(line) > 600:
+        line = f"{line[:280]} … {line[-280:]}"
+    print("jaxsoftjac: error:", line, file=sys.stderr)
     return 2
 
 

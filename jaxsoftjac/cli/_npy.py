@@ -75,6 +75,7 @@ def _mapped(name: str, path: str, start: int, size: int, axis: int) -> Logits:
         stored = np.memmap(path, np.uint8, "r", offset, (header.size,))
         return stored.view(header.dtype).reshape(header.shape, order=header.order)
 
+    load()  # finds out, while errors are still turned into one line, that this shape can be had
     return along(axis, header.shape, load, name=name)
 
 

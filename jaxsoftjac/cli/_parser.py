@@ -81,7 +81,8 @@ def _command(
     commands, name: str, *, help: str, text: str, examples: list[str], notes: tuple[str, ...]
 ) -> argparse.ArgumentParser:
     """A command whose help ends with examples and notes."""
-    shown = "\n".join(["examples:", *(f"  jaxsoftjac {name} {e}".rstrip() for e in examples)])
+    lines = (f"  python -m jaxsoftjac {name} {e}".rstrip() for e in examples)
+    shown = "\n".join(["examples:", *lines])
     return commands.add_parser(
         name,
         help=help,
@@ -113,7 +114,7 @@ def _add_inspect(commands) -> argparse.ArgumentParser:
             "2.0 1.0 0.5",
             "logits.npy --flow --plot worst.png",
             "layers.npz:attention --axis 1",
-            "logits.csv.gz --row 7 --sweep --temperatures 0.5 1 2",
+            "logits.csv.gz --row 7 --sweep --temperatures 1 2",
         ],
         notes=(_FILES, _STATUS),
     )
@@ -133,8 +134,8 @@ def _add_inspect(commands) -> argparse.ArgumentParser:
     add(
         "--plot",
         metavar="FILE",
-        help="picture of J at the row, or at the one of largest λ_max (FILE.png, .svg, …); "
-        "of --flow, --spectrum and --sweep too, in FILE-flow.png and so on",
+        help="picture of J at the row, or where its largest eigenvalue is greatest (.png, .svg or "
+        ".pdf); those of --flow, --spectrum and --sweep beside it, in NAME-flow.png and so on",
     )
     add("--json", action="store_true", help="print the report as JSON")
     return command

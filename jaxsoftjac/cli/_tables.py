@@ -143,7 +143,8 @@ def _is_header(cells: list[str]) -> bool:
 
 def _layout(header: list[str] | None, first: tuple[int, list[str]], name: str) -> _Layout:
     line, cells = first
-    named = len(cells) > 1 and not is_number(cells[0]) and all(map(is_number, cells[1:]))
+    is_name = not is_number(cells[0].replace(",", "."))  # a decimal comma is no name
+    named = len(cells) > 1 and is_name and all(map(is_number, cells[1:]))
     if header is None:
         named = named and len(cells) > 2  # one number beside one word is rather a slip of the pen
         return _Layout(line, len(cells) - named, int(named), False, ())

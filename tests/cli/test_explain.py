@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from command_runs import minus
 from helpers import long_softmax
 
 from jaxsoftjac.cli import _main
@@ -17,11 +18,13 @@ def explain(capsys, *argv):
     assert _main.main(["explain", *argv]) == 0
     out, err = capsys.readouterr()
     assert err == ""
+    plain = re.sub(r"\$\$.*\$\$|[|]?( ---: [|])+|---:|cross-|\w-\w", "", out)
+    assert "-" not in plain, "one kind of minus sign"
     return out
 
 
 def numbers(line):
-    return [float(word) for word in re.findall(r"-?\d+\.?\d*(?:e[+-]\d+)?", line)]
+    return [float(word) for word in re.findall(r"-?\d+\.?\d*(?:e[+-]\d+)?", minus(line))]
 
 
 def table(text, head):
@@ -52,21 +55,25 @@ def test_each_step_shows_the_numbers_of_the_row(capsys, style):
     )
     np.testing.assert_allclose(shown(first("i \\ j", "0", "1", "2", "3")), np.c_[i, J], atol=6e-5)
     mean = g @ sigma
-    expected = np.stack([i, g, g * sigma, g - mean, J @ g, J @ g], 1)
+    expected = np.stack([i, g, g * sigma, g - mean, J @ g, J @ g, J @ g], 1)
     np.testing.assert_allclose(shown(first("i", "gᵢ", "gᵢ·σᵢ")), expected, atol=6e-5)
     y = np.eye(4)[2]
-    expected = np.stack([i, y, sigma, sigma - y], 1)
+    expected = np.stack([i, y, sigma, sigma - y, sigma - y], 1)
     np.testing.assert_allclose(shown(first("j", "yⱼ", "σⱼ")), expected, atol=6e-5)
     d = (g - mean) ** 2
     np.testing.assert_allclose(
-        shown(first("i", "(gᵢ − ⟨g, σ⟩)²")), np.stack([i, d, J @ d], 1), atol=6e-5
+        shown(first("i", "(gᵢ − ⟨g, σ⟩)²")), np.stack([i, d, J @ d, J @ d], 1), atol=6e-5
     )
     assert f"S = {np.exp(z).sum():.4f}" in text
     assert f"λ_max = {np.linalg.eigvalsh(J)[-1]:.4f} ≤ 1/2" in text
     assert f"⟨g, σ⟩ = Σᵢ gᵢ·σᵢ = {mean:.4f}" in text
     assert f"L = {-np.log(sigma[2]):.4f}" in text
     assert f"i = 0, j = 1: −7.3891·2.7183 / {np.exp(z).sum():.4f}²" in text
-    assert f"= −{sigma[0]:.4f}·{sigma[1]:.4f} = {J[0, 1]:.4f}" in text
+    assert f"= −{sigma[0]:.4f}·{sigma[1]:.4f} = −{-J[0, 1]:.4f}" in text
+    assert f"(σ₀(z + h·e₁) − σ₀(z − h·e₁)) / 2h = −{-J[0, 1]:.4f}" in text
+    assert f"m = 2.0000,  Σⱼ e^(zⱼ − m) = {np.exp(z - 2).sum():.4f}" in text
+    assert f"j = 0: (−{1 / sigma[2]:.4f})·(−{-J[2, 0]:.4f}) = {sigma[0]:.4f}" in text
+    assert "y_c = 1, and yⱼ = 0 for every j ≠ c" in text
     assert ("$$" in text) == (style == "markdown")
 
 
@@ -81,8 +88,9 @@ def test_confident_logits_keep_their_digits(capsys):
     text = explain(capsys, "800", "760", "0", "1", "--label", "0")
     assert "e^(zᵢ − m)" in text
     sigma, log_sigma, _ = long_softmax(np.array([800, 760, 0, 1.0]))
-    assert f"L = {float(-log_sigma[0]):.2e}" in text
-    assert f"{float(-sigma[1]):.2e}" in text  # the gradient at the label
+    assert f"L = {float(-log_sigma[0]):.2e}" in minus(text)
+    assert f"{float(-sigma[1]):.2e}" in minus(text)  # the gradient at the label
+    assert text.count("too small for differences of σ₀") == 2
     assert "nan" not in text
 
 
@@ -95,6 +103,14 @@ def test_a_wide_row_is_shortened_around_its_label(capsys, tmp_path):
     assert shown[:14] == [*"012345", "…", "50", "…", "194", "195", "196", "197", "198"]
 
 
+def test_an_excluded_class_has_derivative_0(capsys):
+    text = explain(capsys, "2", "-inf", "1", "--label", "0")
+    assert "z = (2, −∞, 1)" in text
+    assert "K counts the classes that are not excluded" in text
+    np.testing.assert_array_equal(table(text, "i \\ j")[1], [1, 0, 0, 0])
+    assert "nan" not in text
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
@@ -103,6 +119,7 @@ def test_a_wide_row_is_shortened_around_its_label(capsys, tmp_path):
         (["1", "2", "--label", "2"], ["--label 2", "2 classes"]),
         (["1", "2", "--label", "-1"], ["--label -1"]),
         (["1", "2", "--label", "one"], ["--label", "'one'"]),
+        (["1", "-inf", "--label", "1"], ["--label 1", "excluded"]),
         (["1", "2", "--format", "html"], ["--format", "html"]),
         (["1", "2", "--vjp", "1"], ["--vjp", "K = 2", "got 1"]),
         (["1", "2", "--temperature", "0"], ["--temperature", "positive"]),
