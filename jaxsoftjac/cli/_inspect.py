@@ -20,7 +20,7 @@ from jaxsoftjac.cli._chunks import Measurements, measure_rows
 from jaxsoftjac.cli._errors import InputError
 from jaxsoftjac.cli._inspect_flow import flow_report, plain, spectrum_report, summary
 from jaxsoftjac.cli._logits import Logits
-from jaxsoftjac.cli._pictures import flow_of, save_pictures, sweep_of
+from jaxsoftjac.cli._pictures import flows_of, save_pictures, sweep_of
 from jaxsoftjac.dense import jacobian_block, softmax_jacobian
 from jaxsoftjac.diagnostics import (
     gradient_flow,
@@ -121,8 +121,7 @@ def inspect_logits(
     if flow:
         flows = measure_rows(gradient_flow, read, rows, cost=width)
         report["flow"] = flow_report(flows)
-        by_layer = flow_of(flows, logits.lead)
-        draw["flow"] = lambda: plot_gradient_flow(by_layer)
+        draw["flow"] = lambda: plot_gradient_flow(flows_of(flows, logits.lead, row))
     if spectrum:
         report["spectrum"] = {"row": row, "reason": why, **spectrum_report(x)}
         draw["spectrum"] = lambda: plot_spectrum(x)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_MOST_BOXES = 64
+
+
 def beside(path: str, name: str) -> str:
     """The path of one more picture, called after the first."""
     return str(Path(path).with_stem(f"{Path(path).stem}-{name}"))
@@ -49,16 +52,25 @@ def save_picture(figure: "Figure", path: str) -> None:
         raise InputError(f"--plot {path}: cannot be written: {error.strerror or error}") from None
 
 
-def flow_of(measured: Measurements, lead: tuple[int, ...]) -> GradientFlow:
-    """The measured flow, by the first axis of an array of several dimensions (layers, examples)."""
-    groups = lead[0] if len(lead) > 1 and len(measured["entropy"]) > 1 else 1
-    return GradientFlow(**{name: jnp.reshape(v, (groups, -1)) for name, v in measured.items()})
+def flows_of(measured: Measurements, lead: tuple[int, ...], row: int) -> dict[str, GradientFlow]:
+    """The measured flow by name: of the row, of all rows, or of each of few first indices."""
+    count = len(measured["entropy"])
+    names = [f"row {row}" if count == 1 else f"{count} rows"]
+    if len(lead) > 1 and count > 1 and lead[0] <= _MOST_BOXES:
+        names = [str(i) for i in range(lead[0])]
+    parts = {field: np.split(values, len(names)) for field, values in measured.items()}
+    return {
+        name: GradientFlow(**{field: jnp.asarray(part[i]) for field, part in parts.items()})
+        for i, name in enumerate(names)
+    }
 
 
 def sweep_of(temperatures: Sequence[float], flows: list[Measurements]) -> TemperatureSweep:
-    """The flows at each temperature, stacked."""
-    fields = {name: jnp.stack([flow[name] for flow in flows]) for name in flows[0]}
-    return TemperatureSweep(jnp.asarray(np.array(temperatures, np.float32)), GradientFlow(**fields))
+    """The flows at each temperature, stacked in the order of the temperatures."""
+    order = np.argsort(temperatures)
+    fields = {name: jnp.stack([flows[i][name] for i in order]) for name in flows[0]}
+    ordered = np.array(temperatures, np.float32)[order]
+    return TemperatureSweep(jnp.asarray(ordered), GradientFlow(**fields))
 
 
 def check_picture(path: str) -> None:

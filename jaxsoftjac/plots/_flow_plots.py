@@ -82,7 +82,8 @@ def plot_gradient_flow(flows: Mapping[str, GradientFlow] | GradientFlow) -> Figu
             _boxes(axes, np.stack([getattr(q, name) for q in quantiles]))
             _label(axes, name)
             axes.set_xticks(shown, [list(flows)[i] for i in shown], rotation=90 * (len(flows) > 8))
-            axes.set_xlim(-0.6, len(flows) - 0.4)
+            room = max(0.6, 1.6 - len(flows) / 2)  # so that a few boxes are no wider than many
+            axes.set_xlim(-room, len(flows) - 1 + room)
     return figure
 
 
@@ -103,10 +104,9 @@ def plot_temperature_sweep(sweep: TemperatureSweep) -> Figure:
     with journal_style(DOUBLE_COLUMN, 1.9) as figure:
         for axes, name in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
             low, _, median, _, high = np.asarray(getattr(quantiles, name))
-            axes.plot(sweep.temperatures, median, color=BLUE)
+            axes.plot(sweep.temperatures, median, "o-", color=BLUE)
             axes.fill_between(sweep.temperatures, low, high, color=BLUE, alpha=0.25, linewidth=0)
-            axes.set_xscale("log")
-            axes.set_xlabel("temperature T")
+            _temperatures(axes)
             _label(axes, name)
     return figure
 
@@ -153,6 +153,17 @@ def _boxes(axes: Axes, quantiles: np.ndarray) -> None:
         whiskerprops={"linewidth": 0.6},
         capprops={"linewidth": 0.6},
     )
+
+
+def _temperatures(axes: Axes) -> None:
+    """A logarithmic axis of a few powers of two."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=5))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("temperature T")
 
 
 def _label(axes: Axes, name: str) -> None:
