@@ -106,5 +106,6 @@ def _decompressed(path: str, axis: int) -> Logits:
 
 
 def _table(stream: Iterable[bytes], name: str, axis: int) -> Logits:
-    table = read_table(stream, name=name)
+    with refusing(name, "a table of numbers"):
+        table = read_table(stream, name=name)
     return held(table.values, axis, name=name, classes=table.classes)

@@ -135,7 +135,7 @@ def _add_inspect(commands) -> argparse.ArgumentParser:
         "--plot",
         metavar="FILE",
         help="picture of J at the row, or where its largest eigenvalue is greatest (.png, .svg or "
-        ".pdf); those of --flow, --spectrum and --sweep beside it, in NAME-flow.png and so on",
+        ".pdf); the pictures of --flow, --spectrum and --sweep go beside it",
     )
     add("--json", action="store_true", help="print the report as JSON")
     return command

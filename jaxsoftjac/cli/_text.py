@@ -171,9 +171,9 @@ def _rank_note(report: dict) -> list[str]:
     if not missing:
         return []
     note = (
-        f"Exactly, rank J = K − 1 = {report['K'] - 1} where no class is excluded. Of these "
-        f"eigenvalues, {missing} lie{'s' * (missing == 1)} below the tolerance of rounding, as σ "
-        "lets expect, and the numerical rank leaves them out."
+        f"In exact arithmetic rank J = K − 1 = {report['K'] - 1} unless classes are excluded. Of "
+        f"these eigenvalues {missing} lie{'s' * (missing == 1)} below the tolerance of rounding, "
+        "as the probabilities let expect: the numerical rank leaves them out."
     )
     return ["", *textwrap.wrap(note, _WIDTH)]
 

@@ -116,3 +116,35 @@ def test_an_unreadable_value_in_a_late_chunk_is_found(capsys, tmp_path, monkeypa
     array[5, 2] = np.nan
     np.save(tmp_path / "x.npy", array)
     assert "row 5, column 2: nan" in error(capsys, "inspect", tmp_path / "x.npy")
+
+
+def test_a_numerical_rank_below_k_minus_1_is_explained(capsys):
+    assert _main.main(["inspect", "50", "20", "1", "-10"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "rank J, numerically ✓ rank 1 " in text
+    assert (
+        "rank J = K − 1 = 3 unless classes are excluded. Of these eigenvalues 2 lie below" in text
+    )
+    assert _main.main(["inspect", *GOOD_ROW]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "rank J = K − 1 ✓ rank 3 " in text
+    assert "numerical rank" not in text
+
+
+def test_excluded_classes_and_long_names_fit_the_terminal(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ("x" * 90 + ".csv")).write_text("Iris setosa,Iris virginica,c,d\n2,-inf,1,0\n")
+    assert _main.main(["inspect", "x" * 90 + ".csv"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.match(r"…x+\.csv: row 0, K = 4\n", text)
+    assert re.search(r"\n +Iris~tosa Iris~nica +c +d\nx +2\.0000 +−∞ +1\.0000 +0\n", text)
+    assert report(capsys, "inspect", "x" * 90 + ".csv")["logits"] == [2, None, 1, 0]
+
+
+def test_lines_fit_the_terminal_whatever_is_measured(capsys, tmp_path):
+    for width in (4, 70):
+        np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(1200, width)) * 9)
+        assert _main.main(["inspect", str(tmp_path / "x.npy")]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines[1:])) <= 80

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_runs import GOOD_ROW, error, numpy_jacobian, report
 
-from jaxsoftjac.cli import _main
+from jaxsoftjac.cli import _main, _pictures
 from jaxsoftjac.diagnostics import gradient_flow
 
 pytestmark = pytest.mark.once
@@ -68,8 +68,38 @@ def test_the_picture_is_of_the_steepest_row_or_of_the_chosen_one(capsys, tmp_pat
     found = report(capsys, "inspect", tmp_path / "x.npy", "--plot", picture)
     assert found["picture"] == {"file": str(picture), "row": 1, "reason": "the largest λ_max"}
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert found["pictures"] == {"jacobian": str(picture)}
     found = report(capsys, "inspect", tmp_path / "x.npy", "--plot", picture, "--row", "2")
     assert found["picture"]["row"] == 2
+
+
+def test_each_part_of_the_report_has_its_picture(capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.diag([1.0, 2, 9]).reshape(1, 3, 3))
+    argv = ["--flow", "--spectrum", "--sweep", "--temperatures", 4, 1]
+    argv = ["inspect", tmp_path / "x.npy", *argv, "--plot", tmp_path / "p.svg"]
+    assert _main.main([*map(str, argv)]) == 0
+    text = capsys.readouterr().out
+    for name, title in (
+        ("", "row 0, the largest λ_max"),
+        ("-flow", "the gradient flow"),
+        ("-spectrum", "its spectrum"),
+        ("-sweep", "the temperatures"),
+    ):
+        path = tmp_path / f"p{name}.svg"
+        assert path.read_bytes().startswith(b"<?xml")
+        assert f"Picture of {title}: {path}\n" in text
+
+
+def test_pictures_show_what_was_measured():
+    flow = FLOW(np.array([[9, 0, 0], [2, 1, 0], [60, 0, 1], [0, 0, 0]], np.float32))
+    measured = {name: np.asarray(value) for name, value in flow._asdict().items()}
+    flows = _pictures.flows_of(measured, (2, 2), 0)
+    assert list(flows) == ["0", "1"]
+    np.testing.assert_array_equal(flows["1"].entropy, flow.entropy[2:])
+    assert list(_pictures.flows_of(measured, (4,), 0)) == ["4 rows"]
+    sweep = _pictures.sweep_of([2.0, 1.0], [measured, {k: v + v for k, v in measured.items()}])
+    np.testing.assert_array_equal(sweep.temperatures, [1, 2])
+    np.testing.assert_array_equal(sweep.flow.entropy, [2 * flow.entropy, flow.entropy])
 
 
 def test_without_matplotlib_the_error_names_the_extra(capsys, monkeypatch):
