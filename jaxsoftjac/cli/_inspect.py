@@ -92,7 +92,7 @@ def inspect_logits(
         sweep: Temperatures, in place of `temperature`, at which to report the gradient flow.
 
     Returns:
-        A dictionary of numbers, strings, lists and dictionaries.
+        A dictionary of numbers, strings, lists and dictionaries; a logit of −∞ is None.
 
     Raises:
         InputError: if a value is not finite in `dtype`, or the picture cannot be written.

@@ -36,9 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         return 130
-    except OSError as error:  # of standard output: a full disk
+    except OSError as error:  # a full disk, most likely
         _drop_output()
-        return _refuse(f"standard output: cannot be written: {error.strerror or error}")
+        name = error.filename or "standard output"
+        return _refuse(f"{name}: {error.strerror or error}")
 
 
 def _refuse(message: str) -> int:

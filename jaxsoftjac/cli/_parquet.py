@@ -38,7 +38,7 @@ def read_parquet(path: str, key: str | None, axis: int) -> Logits:
             names = names if key is None else [chosen(path, names, key)]
             _require_size(file.metadata, path)
             table = file.read(columns=names, use_threads=False)
-        if len(names) == 1 and arrow.types.is_nested(table.column(0).type):
+        if len(names) == 1 and _is_list(table.column(0).type, arrow):
             return held(_lists(table.column(0), path), axis, name=path)
         array = _columns(table, arrow, path)
     return held(array, axis, name=path, classes=tuple(names))
@@ -51,12 +51,18 @@ def _require_size(metadata: "FileMetaData", path: str) -> None:
         raise InputError(f"{path}: expands to {8 * count} bytes, over 100 times the file")
 
 
+def _is_list(type: "pyarrow.DataType", arrow: ModuleType) -> bool:
+    of = arrow.types
+    return of.is_list(type) or of.is_large_list(type) or of.is_fixed_size_list(type)
+
+
 def _lists(column: "pyarrow.ChunkedArray", path: str) -> np.ndarray:
-    lengths = np.unique([len(row) if row.is_valid else 0 for row in column])
+    compute = optional("pyarrow.compute", path)
+    lengths = np.unique(compute.fill_null(compute.list_value_length(column), 0).to_numpy())
     if len(lengths) > 1:
         raise InputError(f"{path}: ragged rows: lists of {listed(map(str, lengths))} values")
-    values = column.combine_chunks().flatten()
-    return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), *lengths or (0,))
 
 
 def _columns(table: "pyarrow.Table", arrow: ModuleType, path: str) -> np.ndarray:

@@ -12,7 +12,7 @@ import csv
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,10 @@ from jaxsoftjac.cli._errors import InputError, shortened
 
 _COMMENT = re.compile(r"(?:^|\s)#")
 _QUOTED = re.compile(r'"[^"]*"')
+_WHOLE = re.compile(r"[-+]?[0-9]+")
 _ROW_HEADS = ("", "id", "index", "row")  # heads of a column that names the rows
+
+Record = tuple[int, list[str]]  # the number of a line, and its cells
 
 
 class Table(NamedTuple):
@@ -65,10 +68,10 @@ def read_table(stream: Iterable[bytes], *, name: str) -> Table:
         InputError: if it is not a table of numbers that are finite or −∞.
     """
     records = _records(stream, name)
-    header, first = _opening(records, name)
-    layout = _layout(header, first, name)
+    header, opening = _opening(records, name)
+    layout = _layout(header, opening[0], name)
     values, lines = array("d"), array("Q")
-    for line, cells in chain([first], records):
+    for line, cells in chain(opening, records):
         _require_shape(cells, layout, f"{name}: line {line}")
         try:
             values.extend(map(float, cells[layout.named :]))
@@ -83,7 +86,7 @@ def read_table(stream: Iterable[bytes], *, name: str) -> Table:
     return Table(table, layout.classes)
 
 
-def _records(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+def _records(stream: Iterable[bytes], name: str) -> Iterator[Record]:
     """The number and the cells of each line that has any; of quoted cells that go on, the last."""
     lines = (_decoded(raw, f"{name}: line {i}") for i, raw in enumerate(stream, 1))
     blank, first = 0, ""
@@ -119,29 +122,38 @@ def _delimiter(line: str, where: str) -> str | None:
     return found[0] if found else None
 
 
-def _opening(records: Iterator[tuple[int, list[str]]], name: str):
-    """The header, if there is one, and the first row with its line."""
-    line, cells = next(records, (0, []))
-    if not cells:
+def _opening(records: Iterator[Record], name: str) -> tuple[list[str] | None, list[Record]]:
+    """The header, if there is one, and the first rows of those that follow."""
+    opening = list(islice(records, 2))
+    if not opening:
         raise InputError(f"{name}: empty: no logits")
-    if not _is_header(cells):
-        return None, (line, cells)
-    for first in records:
-        return cells, first
-    raise InputError(
-        f"{name}: line {line}, column 1: {shortened(cells[0])!r} is not a number, "
-        "and no rows follow a header"
-    )
+    line, cells = opening[0]
+    if not _is_header(cells, opening[-1][1]):
+        return None, opening
+    if len(opening) == 1:
+        word = shortened(cells[0])
+        where = f"{name}: line {line}, column 1"
+        raise InputError(f"{where}: {word!r} is not a number, and no rows follow a header")
+    return cells, opening[1:]
 
 
-def _is_header(cells: list[str]) -> bool:
-    """Whether none is a number, or all but the first count the classes as pandas does."""
-    counted = len(cells) > 1 and cells[1:] == [str(i) for i in range(len(cells) - 1)]
-    is_named = not any(map(is_number, cells)) and any(cells)
-    return is_named or (counted and not is_number(cells[0]))
+def _is_header(cells: list[str], following: list[str]) -> bool:
+    """Whether no cell is a number, or they count the classes as pandas does.
+
+    A first line 0, 1, …, K − 1 is a header if what follows is not in whole numbers too.
+    """
+    if not any(map(is_number, cells)):
+        return any(cells)
+    if cells == _counted(len(cells)):
+        return not all(map(_WHOLE.fullmatch, following))
+    return not is_number(cells[0]) and len(cells) > 1 and cells[1:] == _counted(len(cells) - 1)
 
 
-def _layout(header: list[str] | None, first: tuple[int, list[str]], name: str) -> _Layout:
+def _counted(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
+
+
+def _layout(header: list[str] | None, first: Record, name: str) -> _Layout:
     line, cells = first
     is_name = not is_number(cells[0].replace(",", "."))  # a decimal comma is no name
     named = len(cells) > 1 and is_name and all(map(is_number, cells[1:]))

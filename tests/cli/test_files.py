@@ -107,6 +107,7 @@ def test_separators_comments_and_blank_lines(tmp_path, text):
         ("id;a;b;c\n7;1;2;3\n8;4;5;6\n", ("a", "b", "c")),
         ("name\ta\tb\tc\nx y\t1\t2\t3\nz\t4\t5\t6\n", ("a", "b", "c")),
         ("a b c\nx 1 2 3\ny 4 5 6\n", ("a", "b", "c")),  # as R writes it
+        ("0,1,2\n1.0,2.0,3.0\n4.0,5.0,6.0\n", ("0", "1", "2")),  # pandas without its index
         ("x,1,2,3\ny,4,5,6\n", ()),
         ('\ufeffa,b,c\n"1",2,3\n4,5,6\n', ("a", "b", "c")),
     ],
@@ -117,6 +118,11 @@ def test_names_of_classes_and_of_rows(tmp_path, text, classes):
     np.testing.assert_array_equal(logits.rows(0, 2), [[1, 2, 3], [4, 5, 6]])
     assert logits.classes == classes
     assert read_logits(str(tmp_path / "x.csv"), axis=0).classes == ()
+
+
+def test_whole_numbers_are_a_row_among_whole_numbers(tmp_path):
+    (tmp_path / "x.csv").write_text("0,1,2\n1,2,3\n")
+    np.testing.assert_array_equal(rows_of(tmp_path / "x.csv"), [[0, 1, 2], [1, 2, 3]])
 
 
 def test_names_of_classes_are_reported(capsys, tmp_path):

@@ -6,33 +6,56 @@ import numpy as np
 import pytest
 from command_runs import run
 
-pytestmark = [pytest.mark.once, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc"),
+]
 
-# Not getrusage: a child's ru_maxrss begins at what this process held when it was forked. The file
-# of one block comes first: what the program and its arrays take is in the peak from then on.
-PEAKS = """
+# Not getrusage: a child's ru_maxrss begins at what this process held when it was forked.
+PEAK = """
 import re, sys
-from jaxsoftjac import cli
-from jaxsoftjac.cli import _chunks, _logits
+from jaxsoftjac.cli import _chunks, _files, _logits, main
 _chunks._CHUNK_ELEMENTS, _logits._STRIP_BYTES = 2**20, 2**22
-for path in sys.argv[1:]:
-    assert cli.main(["inspect", path]) == 0
-    print("peak kB", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+READ = """
+logits, before = _files.read_logits(sys.argv[1]), peak()
+for start in range(0, 480, 20):
+    assert logits.rows(start, start + 20)[0, 9] == (start % 40 == 0)
+print("grown by kB", peak() - before)
+"""
+INSPECT = """
+assert main(["inspect", sys.argv[1]]) == 0
+before = peak()  # with all that the program and the arrays of one block take
+assert main(["inspect", sys.argv[2]]) == 0
+print("grown by kB", peak() - before)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_memory_stays_bounded_over_a_wide_file(tmp_path, order):
-    for name, rows in (("block.npy", 20), ("wide.npy", 480)):  # the second of 193 MB
-        stored = np.lib.format.open_memmap(
-            tmp_path / name, "w+", np.float64, (rows, 50257), fortran_order=order == "F"
-        )
-        stored[5] = 1.0
-        del stored
-    done = run(tmp_path / "block.npy", tmp_path / "wide.npy", program=("-c", PEAKS))
+def save(path, rows, order="C"):
+    stored = np.lib.format.open_memmap(
+        path, "w+", np.float64, (rows, 50257), fortran_order=order == "F"
+    )
+    stored[::40] = 1.0
+    return path
+
+
+def growth(program, *paths):
+    done = run(*paths, program=("-c", PEAK + program))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "480 rows, K = 50257" in done.stdout
-    peaks = [line for line in done.stdout.splitlines() if line.startswith("peak kB")]
-    block, wide = (int(line.split()[-1]) * 1024 for line in peaks)
-    assert wide - block < 2**27
+    return int(done.stdout.split()[-1]) * 1024, done.stdout
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_reading_a_wide_file_takes_no_more_than_a_block(tmp_path, order):
+    grown, _ = growth(READ, save(tmp_path / "wide.npy", 480, order))  # of 193 MB
+    assert grown < 2**25
+
+
+def test_inspecting_a_wide_file_takes_little_more_than_a_block(tmp_path):
+    block, wide = save(tmp_path / "block.npy", 20), save(tmp_path / "wide.npy", 480)
+    grown, text = growth(INSPECT, block, wide)
+    assert "480 rows, K = 50257" in text
+    assert grown < 2**27
