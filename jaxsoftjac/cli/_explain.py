@@ -5,6 +5,7 @@
 The Jacobian of softmax at z = (2, 1)
 """
 
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ def _plain(value: float) -> str:
 def _as_text(title: str, steps: Iterable[Step], encoding: str) -> Iterator[str]:
     yield title
     for index, (heading, parts) in enumerate(steps, 1):
-        yield from ("", f"{index}. {heading}", "")
+        yield from ("", *_wrapped(f"{index}. {heading}", "", encoding), "")
         for part in parts:
             if isinstance(part, Columns):
                 table = [
@@ -60,7 +61,14 @@ def _as_text(title: str, steps: Iterable[Step], encoding: str) -> Iterator[str]:
                     yield "   " + "  ".join(map(str.rjust, cells, widths))
                 yield from [""] * (part is not parts[-1])
             else:
-                yield f"   {part.text}"
+                yield from _wrapped(part.text, "   ", encoding)
+
+
+def _wrapped(text: str, indent: str, encoding: str) -> list[str]:
+    """The text in lines of 80 columns, for words are longer than symbols."""
+    room = textwrap.TextWrapper(80, initial_indent=indent, subsequent_indent=indent + "  ")
+    room.break_on_hyphens = False
+    return room.wrap(spell(text, encoding))
 
 
 def _as_markdown(title: str, steps: Iterable[Step], _: str) -> Iterator[str]:

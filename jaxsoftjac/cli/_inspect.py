@@ -11,6 +11,7 @@ length are read and measured in chunks, so that memory does not grow with the nu
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,9 @@ from jaxsoftjac.plots import (
     plot_temperature_sweep,
 )
 from jaxsoftjac.products import softmax_vjp
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DENSE_LIMIT = 64  # widest row whose J is formed and diagonalised
 _FORMED_LIMIT = 2048  # widest row whose VJP is also taken with the full J
@@ -116,27 +120,48 @@ def inspect_logits(
         why = "the row inspected"
         report |= _one_row(read(row, row + 1)[0], vector, measured)
     report |= _judgement(measured)
-    x, draw = jnp.asarray(read(row, row + 1)[0]), {}
-    draw["jacobian"] = lambda: plot_jacobian(x)
+    x = jnp.asarray(read(row, row + 1)[0])
+    parts: dict[str, _Part] = {}
     if flow:
-        flows = measure_rows(gradient_flow, read, rows, cost=width)
-        report["flow"] = flow_report(flows)
-        draw["flow"] = lambda: plot_gradient_flow(flows_of(flows, logits.lead, row))
+        parts["flow"] = _flow_part(read, rows, logits, row)
     if spectrum:
-        report["spectrum"] = {"row": row, "reason": why, **spectrum_report(x)}
-        draw["spectrum"] = lambda: plot_spectrum(x)
+        parts["spectrum"] = _spectrum_part(x, row, why)
     if sweep:
-        reads = [partial(read, temperature=T) for T in sweep]
-        swept = [measure_rows(gradient_flow, at, rows, cost=width) for at in reads]
-        report["sweep"] = [
-            {"temperature": T, **flow_report(f)} for T, f in zip(sweep, swept, strict=True)
-        ]
-        draw["sweep"] = lambda: plot_temperature_sweep(sweep_of(sweep, swept))
+        parts["sweep"] = _sweep_part(read, rows, width, sweep)
+    report |= {name: part.report for name, part in parts.items()}
     if picture is not None:
-        files = save_pictures(picture, draw)
+        draw = {"jacobian": lambda: plot_jacobian(x)}
+        draw |= {name: part.draw for name, part in parts.items()}
         report["picture"] = {"file": picture, "row": row, "reason": why}
-        report["pictures"] = files
+        report["pictures"] = save_pictures(picture, draw)
     return report
+
+
+class _Part(NamedTuple):
+    """One more part of the report, and how to draw it."""
+
+    report: dict | list
+    draw: Callable[[], "Figure"]
+
+
+def _flow_part(read: Callable, rows: range, logits: Logits, row: int) -> _Part:
+    flows = measure_rows(gradient_flow, read, rows, cost=logits.width)
+    named = partial(flows_of, flows, logits.lead, row)
+    return _Part(flow_report(flows), lambda: plot_gradient_flow(named()))
+
+
+def _spectrum_part(x: jax.Array, row: int, why: str) -> _Part:
+    found = {"row": row, "reason": why, **spectrum_report(x)}
+    return _Part(found, lambda: plot_spectrum(x))
+
+
+def _sweep_part(read: Callable, rows: range, width: int, temperatures: Sequence[float]) -> _Part:
+    reads = [partial(read, temperature=T) for T in temperatures]
+    flows = [measure_rows(gradient_flow, at, rows, cost=width) for at in reads]
+    reports = [
+        {"temperature": T, **flow_report(flow)} for T, flow in zip(temperatures, flows, strict=True)
+    ]
+    return _Part(reports, lambda: plot_temperature_sweep(sweep_of(temperatures, flows)))
 
 
 def _measure_properties(read: Callable, rows: range, width: int) -> Measurements:

@@ -62,7 +62,7 @@ def _lists(column: "pyarrow.ChunkedArray", path: str) -> np.ndarray:
     if len(lengths) > 1:
         raise InputError(f"{path}: ragged rows: lists of {listed(map(str, lengths))} values")
     values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), *lengths or (0,))
+    return values.reshape(len(column), *(lengths if len(lengths) else (0,)))
 
 
 def _columns(table: "pyarrow.Table", arrow: ModuleType, path: str) -> np.ndarray:

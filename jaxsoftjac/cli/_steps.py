@@ -15,7 +15,7 @@ from jaxsoftjac.cli._lesson import (
     name,
 )
 
-_DIFFERENCES = "by differences"
+_DIFFERENCES = "differences"
 
 
 def steps(row: Row, label: int | None) -> list[Step]:
@@ -99,7 +99,7 @@ def _check(j: int, row: Row) -> list[Numbers]:
     """∂σ₀/∂zⱼ by a central difference."""
     found, unit = float(row.differences.first[j]), "₀₁"[j]
     shifted = f"σ₀(z + h·e{unit}) − σ₀(z − h·e{unit})"
-    lines = [Numbers(f"By differences: ({shifted}) / 2h = {number(found)}, h = 10⁻⁵")]
+    lines = [Numbers(f"By differences, h = 10⁻⁵: ({shifted}) / 2h = {number(found)}")]
     if abs(found - row.entries[0, j]) > 1e-3 * abs(found):
         lines.append(Numbers("(too small for differences of σ₀, which rounds to 16 digits)"))
     return lines
@@ -134,7 +134,7 @@ def _vjp(row: Row) -> Step:
         "(J·g)ᵢ": row.product,
     }
     if row.by_matrix is not None:
-        columns["by the matrix"] = row.by_matrix
+        columns["matrix"] = row.by_matrix
     columns[_DIFFERENCES] = row.differences.product
     return "Backpropagation: the product with a gradient g = ∂L/∂σ, without the matrix", [
         Formula(

@@ -8,6 +8,7 @@ from command_runs import minus
 from helpers import long_softmax
 
 from jaxsoftjac.cli import _main
+from jaxsoftjac.cli._explain import explanation
 
 pytestmark = pytest.mark.once
 
@@ -82,6 +83,14 @@ def test_without_a_label_there_is_no_loss(capsys):
     assert "Cross-entropy" not in text
     assert "(J·g)ᵢ" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("row", [ROW, ["800", "-0.5e-9", "1e-8", "-3"]])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_lines_fit_the_terminal(row, encoding):
+    text = explanation(np.array(row, float), label=1, encoding=encoding)
+    assert max(map(len, text.splitlines())) <= 80
+    assert encoding == "utf-8" or text.isascii()
 
 
 def test_confident_logits_keep_their_digits(capsys):
