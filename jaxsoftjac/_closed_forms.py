@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftjac._rows import LAST
+from jaxsoftjac._sharding import whole
 
 
 def complement(sigma: jax.Array) -> jax.Array:
@@ -37,12 +38,12 @@ def dense_jacobian(sigma: jax.Array, axis_name: str | None = None) -> jax.Array:
     """J [..., K, K], symmetric to the bit.
 
     With the classes split over a mapped axis, `sigma` is that of all of them, and the result the
-    rows of this device's own.
+    rows of this device's own. Split over an Explicit mesh axis, the result is so along its rows.
     """
     own, on_diagonal = (own_slice(a, axis_name)[..., :, None] for a in (sigma, diagonal(sigma)))
     index = jnp.arange(sigma.shape[-1])
     is_diagonal = own_slice(index, axis_name)[:, None] == index[None, :]
-    return jnp.where(is_diagonal, on_diagonal, -(own * sigma[..., None, :]))
+    return jnp.where(is_diagonal, on_diagonal, -(own * whole(sigma, sigma.ndim - 1)[..., None, :]))
 
 
 def own_slice(a: jax.Array, axis_name: str | None) -> jax.Array:

@@ -27,6 +27,7 @@ from jaxsoftjac._checks import (
 )
 from jaxsoftjac._closed_forms import complement, dense_jacobian, own_slice
 from jaxsoftjac._rows import LAST, has_classes, nan_unless
+from jaxsoftjac._sharding import whole
 from jaxsoftjac.functions import logsumexp_rows, softmax_rows
 from jaxsoftjac.losses._arguments import checked_arguments, checked_options, target_mass
 from jaxsoftjac.products import softmax_vjp
@@ -88,7 +89,8 @@ def softmax_hessian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = Non
     sigma, kept, dtype = _probabilities(x, axis, where)
     log_jacobian = _log_jacobian(sigma, kept)
     squares = log_jacobian[..., :, None] * log_jacobian[..., None, :]
-    hessian = sigma[..., None, None] * (squares - dense_jacobian(sigma)[..., None, :, :])
+    jacobian = dense_jacobian(whole(sigma, sigma.ndim - 1))
+    hessian = sigma[..., None, None] * (squares - jacobian[..., None, :, :])
     return hessian.astype(dtype)
 
 
@@ -136,10 +138,10 @@ def cross_entropy_hessian(
         None if ignore_index is None else as_index("ignore_index", ignore_index),
         axis_name,
     )
-    whole = x
+    logits = x
     if axis_name is not None:
-        whole = lax.all_gather(x, axis_name, axis=classes.axes[0], tiled=True)
-    sigma, _, dtype = _probabilities(whole, axis, None)
+        logits = lax.all_gather(x, axis_name, axis=classes.axes[0], tiled=True)
+    sigma, _, dtype = _probabilities(logits, axis, None)
     jacobian = dense_jacobian(sigma, axis_name)
     mass = lax.squeeze(target_mass(x, labels, classes, options), classes.axes)[..., None, None]
     hessian = mass * jacobian
@@ -148,7 +150,8 @@ def cross_entropy_hessian(
         log_normalizer = logsumexp_rows(wide(x), classes)
         log_normalizer = jnp.where(has_classes(x, classes), log_normalizer, 0)
         log_normalizer = lax.squeeze(log_normalizer, classes.axes)[..., None, None]
-        outer = own_slice(sigma, axis_name)[..., :, None] * sigma[..., None, :]
+        columns = whole(sigma, sigma.ndim - 1)[..., None, :]
+        outer = own_slice(sigma, axis_name)[..., :, None] * columns
         hessian = hessian + 2 * z_loss * (log_normalizer * jacobian + outer)
     if ignored is not None:
         hessian = jnp.where(lax.squeeze(ignored, classes.axes)[..., None, None], 0, hessian)
@@ -157,7 +160,9 @@ def cross_entropy_hessian(
 
 def _log_jacobian(sigma: jax.Array, kept: jax.Array) -> jax.Array:
     is_diagonal = jnp.eye(sigma.shape[-1], dtype=bool)
-    matrix = jnp.where(is_diagonal, complement(sigma)[..., None], -sigma[..., None, :])
+    matrix = jnp.where(
+        is_diagonal, complement(sigma)[..., None], -whole(sigma, sigma.ndim - 1)[..., None, :]
+    )
     return jnp.where(kept[..., :, None], matrix, 0)
 
 

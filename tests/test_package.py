@@ -27,6 +27,7 @@ ROOMS = (
     [
         "_checks",
         "_rows",
+        "_sharding",
         "_closed_forms",
         "_rules",
         "_trees",

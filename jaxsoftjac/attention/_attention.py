@@ -1,14 +1,17 @@
 """`dot_product_attention`: arguments in, blocks through, results put together."""
 
+import math
 from functools import partial
 from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import wide
+from jaxsoftjac._sharding import mesh_axes, over_mesh_slices
 from jaxsoftjac.attention._arguments import (
     broadcastable,
     checked_axis_name,
@@ -22,7 +25,15 @@ from jaxsoftjac.attention._arguments import (
 from jaxsoftjac.attention._blocks import attend
 from jaxsoftjac.attention._dropout import dropout_of
 from jaxsoftjac.attention._layout import AxisName, Fixed, Operands, Plan
-from jaxsoftjac.attention._plan import band_of, first_key, plan_of, slices_of, softcap_of, span_of
+from jaxsoftjac.attention._plan import (
+    band_of,
+    first_key,
+    plan_of,
+    slice_of,
+    slices_of,
+    softcap_of,
+    span_of,
+)
 from jaxsoftjac.attention._results import (
     from_origin,
     logsumexp,
@@ -157,7 +168,8 @@ def dot_product_attention(
         precision: of the products of matrices, as jnp.einsum's.
         axis_name: mapped axis (`shard_map`, `vmap`) over which keys, values, bias and mask are
             split in equal slices along S; each device holds all queries, and lengths and places
-            are global. Only arrays of the size of the queries are communicated.
+            are global. Only arrays of the size of the queries are communicated. Keys that Explicit
+            mesh axes split need no name: it is found in their type.
 
     Returns:
         Array [B, T, N, D] (or [T, N, D]) in the dtype of `query`; with `return_residual` a pair
@@ -222,6 +234,9 @@ class _Arrays(NamedTuple):
 @partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _attention(x: _Arrays, plan: Plan, broadcast_dropout: bool) -> tuple[jax.Array, jax.Array]:
     """Output and logsumexp: compiled here once where a caller has no jit, inlined where he has."""
+    names = mesh_axes(x.key, x.key.ndim - 3)
+    if names and plan.axis_name is None:
+        return _over_keys(x, plan, broadcast_dropout, names)
     unbatched, dtype = x.query.ndim == 3, x.query.dtype
     q, k, v = (wide(a[None] if unbatched else a) for a in (x.query, x.key, x.value))
     B, T, N, _ = q.shape
@@ -252,6 +267,20 @@ def _attention(x: _Arrays, plan: Plan, broadcast_dropout: bool) -> tuple[jax.Arr
         rows = with_sink(rows, sink, shift)
     o, lse = rows.output.astype(dtype), logsumexp(rows, shift)
     return (o[0], lse[0]) if unbatched else (o, lse)
+
+
+def _over_keys(
+    x: _Arrays, plan: Plan, broadcast_dropout: bool, names: tuple[str, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The same of keys that Explicit mesh axes split."""
+    sizes = jax.typeof(x.key).sharding.mesh.shape
+    plan = slice_of(plan, names, math.prod(sizes[name] for name in names))
+    of_scores = [None if a is None or a.shape[3] == 1 else 3 for a in (x.bias, x.mask)]
+    dropout = None if x.dropout is None else (None, None)
+    axes = (None, x.key.ndim - 3, x.value.ndim - 3, *of_scores, *[None] * 5, dropout)
+    return over_mesh_slices(
+        lambda *x: _attention(_Arrays(*x), plan, broadcast_dropout), names, x, axes, P()
+    )
 
 
 def _varying(operands: Operands, fixed: Fixed) -> Operands:

@@ -53,6 +53,13 @@ def plan_of(
     )
 
 
+def slice_of(plan: Plan, axis_name: AxisName, slices: int) -> Plan:
+    """The plan of one of the equal slices of the keys over a mapped axis."""
+    keys = plan.keys // slices
+    of_primal, of_tangent = (_even(keys, size) for size in plan.key_blocks)
+    return plan._replace(keys=keys, key_blocks=(of_primal, of_tangent), axis_name=axis_name)
+
+
 def softcap_of(x: Any) -> float | jax.Array | None:
     """The bound of the scores, None for ∞."""
     if x is None:

@@ -6,15 +6,19 @@
 1.6094
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real
 from jaxsoftjac._rules import compiled
+from jaxsoftjac._sharding import mesh_axes, over_mesh_slices
 from jaxsoftjac.losses._arguments import LossOptions, check_choice, checked_options, weighted
 from jaxsoftjac.losses._linear_arguments import (
     as_arrays,
@@ -28,7 +32,7 @@ from jaxsoftjac.losses._linear_gradients import (
     loss,
     weighted_sum,
 )
-from jaxsoftjac.losses._vocabulary import Operands, row_terms
+from jaxsoftjac.losses._vocabulary import Head, Operands, Shared, row_terms
 
 _STATIC = "known", "ignore_index", "reduction", "block_size", "axis_name"
 
@@ -77,7 +81,9 @@ def linear_cross_entropy(
         return_log_normalizer: also return logsumexp z, [...], of ignored examples too.
         axis_name: mapped axis (`shard_map`, `vmap`) over which `kernel` and `bias` are split along
             V in equal slices; labels are global. Of the batch's size are the values communicated;
-            the gradient of a `hidden` that all slices share is added over them once.
+            the gradient of a `hidden` that all slices share is added over them once. A `kernel`
+            that an Explicit mesh axis splits along V needs no name: it is found in its type. Under
+            Auto axes without a name each block is gathered: V·D values in all, per product.
 
     Returns:
         Losses [...], or their sum or mean, in the working dtype: float32 for bfloat16 and float16.
@@ -115,6 +121,16 @@ def _linear_cross_entropy(
     return_log_normalizer: bool,
     **static: Any,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    names = mesh_axes(operands.head.kernel, 1)
+    if names and static["axis_name"] is None:
+        loss_of = partial(
+            _linear_cross_entropy,
+            return_log_normalizer=return_log_normalizer,
+            **static | {"axis_name": names},
+        )
+        return _over_vocabulary(
+            loss_of, names, P(), operands, labels, weights, class_weights, traced
+        )
     problem = problem_of(operands, labels, weights, class_weights, traced, **static)
     (layout, options), rows = problem.static, problem.weights.ndim - 1
     is_total = static["reduction"] != "none" and static["axis_name"] is None
@@ -212,6 +228,12 @@ def _gauss_newton(
     traced: LossOptions,
     **static: Any,
 ) -> tuple[jax.Array, ...]:
+    names = mesh_axes(operands.head.kernel, 1)
+    if names and static["axis_name"] is None:
+        product_of = partial(_gauss_newton, **static | {"axis_name": names})
+        specs = (P(), P(None, names), P(names))[: 2 if operands.head.bias is None else 3]
+        along = operands, moves, labels
+        return _over_vocabulary(product_of, names, specs, *along, weights, class_weights, traced)
     problem = problem_of(operands, labels, weights, class_weights, traced, **static)
     _, product = gradient_pushforward(
         without_ignored(problem._replace(operands=moves)),
@@ -223,3 +245,12 @@ def _gauss_newton(
         hold=True,
     )
     return tuple(a for a in (product.shared.hidden, *product.head) if a is not None)
+
+
+def _over_vocabulary(
+    function: Callable[..., Any], names: tuple[str, ...], out_specs: Any, *arguments: Any
+) -> Any:
+    """`function` on slices of what is as long as the vocabulary, which is split over `names`."""
+    of_operands = Operands(Shared(None), Head(1, 0))
+    axes = [of_operands] * (len(arguments) - 4) + [None, None, 0, LossOptions(None, None)]
+    return over_mesh_slices(function, names, arguments, axes, out_specs)

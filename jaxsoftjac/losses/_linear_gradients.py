@@ -176,7 +176,7 @@ def _block_gradient(
     slopes = slopes_of(logits_of(block), start, labels, terms, constants, layout)
     pairs = zip(by_terms, slopes, strict=True)
     by_logits = sum(weight * slope for weight, slope in pairs if weight is not None)
-    held = Operands(jax.tree.map(wide, held.shared), held.head)
+    held = Operands(wide_shared(held.shared, layout), held.head)
     _, pullback = jax.vjp(logits_of, held)
     return pullback(by_logits)[0]
 

@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxsoftjac._closed_forms import two_largest
 from jaxsoftjac._rules import recomputed
+from jaxsoftjac._sharding import over_batch
 
 _BLOCK = 2**20  # root-pole pairs at a time: what stays in a core's cache
 _MOST_STEPS = 40  # 2 to 7 are taken
@@ -39,17 +40,25 @@ def eigenvalues(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
     Returns:
         Array [..., K].
     """
-    near, offset = _roots(_scaled(sigma), on_simplex)
-    return (near + offset) / _scale(sigma)
+
+    def of_rows(sigma):
+        near, offset = _roots(_scaled(sigma), on_simplex)
+        return (near + offset) / _scale(sigma)
+
+    return over_batch(of_rows, sigma)
 
 
 def largest_eigenvalue(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
     """λ_max, the root between the two largest entries: array [...]. Cost: O(K) per row and pass."""
-    scaled = _scaled(sigma)
-    top, second = two_largest(scaled)
-    solve = _batched(partial(root, on_simplex), sigma.ndim - 1)
-    near, offset = solve(scaled, second, top)
-    return (near + offset) / _scale(sigma)
+
+    def of_rows(sigma):
+        scaled = _scaled(sigma)
+        top, second = two_largest(scaled)
+        solve = _batched(partial(root, on_simplex), sigma.ndim - 1)
+        near, offset = solve(scaled, second, top)
+        return (near + offset) / _scale(sigma)
+
+    return over_batch(of_rows, sigma)
 
 
 def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> tuple[jax.Array, jax.Array]:
@@ -61,10 +70,14 @@ def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> tuple[jax.Array, j
 
     Cost: O(K²). Arguments as for `eigenvalues`.
     """
-    scaled = _scaled(sigma)
-    near, offset = _roots(scaled, on_simplex)
-    vectors = _batched(_eigenvectors, sigma.ndim - 1)(scaled, near, offset)
-    return (near + offset) / _scale(sigma), vectors
+
+    def of_rows(sigma):
+        scaled = _scaled(sigma)
+        near, offset = _roots(scaled, on_simplex)
+        vectors = _batched(_eigenvectors, sigma.ndim - 1)(scaled, near, offset)
+        return (near + offset) / _scale(sigma), vectors
+
+    return over_batch(of_rows, sigma)
 
 
 def count_above(sigma: jax.Array, threshold: jax.Array) -> jax.Array:

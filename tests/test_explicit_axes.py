@@ -1,0 +1,147 @@
+"""Explicit mesh axes that split batch, classes, vocabulary or keys: called as on one device."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import WIDE, close, quick_jit
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxsoftjac as jsj
+
+N, K, D = 4, 16, 3
+LABELS = np.array([0, 15, 7, 3])
+RANDOM = np.random.default_rng(5)
+ROWS = {"rows": (N, K)}
+HEAD = {"hidden": (N, D), "kernel": (D, K), "bias": (K,)}
+HEADS = {"query": (2, 4, 2, D), "key": (2, 8, 2, D), "value": (2, 8, 2, D)}
+BATCH, CLASSES, BOTH = ("n", None), (None, "k"), ("n", "k")
+
+
+def operator(x):
+    J = jsj.SoftmaxJacobian.from_logits(x)
+    return J.mv(jnp.sin(x)) + J.solve(jnp.cos(x), 0.1) + J.frobenius_norm()[:, None]
+
+
+def linear(reduction):
+    def loss(hidden, kernel, bias):
+        return jsj.linear_cross_entropy(
+            hidden, kernel, LABELS, bias=bias, block_size=3, reduction=reduction, z_loss=0.1
+        )
+
+    return loss
+
+
+def gauss_newton(hidden, kernel, bias):
+    along = hidden, jnp.sin(kernel), bias
+    return jsj.linear_cross_entropy_gauss_newton(
+        hidden, kernel, LABELS, along, bias=bias, block_size=3
+    )
+
+
+def attention(query, key, value):
+    return jsj.dot_product_attention(query, key, value, block_size=2, is_causal="bottom_right")
+
+
+# name: function, shapes of its arguments, what is dense in the classes
+FUNCTIONS = {
+    "softmax": (jsj.softmax, ROWS),
+    "log_softmax": (jsj.log_softmax, ROWS),
+    "cross_entropy": (lambda x: jsj.cross_entropy(x, LABELS, label_smoothing=0.1), ROWS),
+    "entropy, KL": (lambda x: jsj.entropy(x) + jsj.kl_divergence(x, jnp.sin(x)), ROWS),
+    "operator": (operator, ROWS),
+    "softmax_jacobian": (jsj.softmax_jacobian, ROWS),
+    "log_softmax_jacobian": (jsj.log_softmax_jacobian, ROWS),
+    "softmax_hessian": (jsj.softmax_hessian, ROWS),
+    "cross_entropy_hessian": (lambda x: jsj.cross_entropy_hessian(x, LABELS, z_loss=0.1), ROWS),
+    "spectral_norm": (lambda x: jsj.SoftmaxJacobian.from_logits(x).spectral_norm(), ROWS),
+    "eigvalsh": (lambda x: jsj.SoftmaxJacobian.from_logits(x).eigvalsh(), ROWS),
+    "linear_cross_entropy": (linear("none"), HEAD),
+    "linear_cross_entropy, mean": (linear("mean"), HEAD),
+    "linear_cross_entropy_gauss_newton": (gauss_newton, HEAD),
+    "dot_product_attention": (attention, HEADS),
+}
+WHOLE_ROWS = "jacobian", "hessian", "spectral", "eigvalsh"
+LAYOUTS = {
+    "rows": {"batch": [BATCH], "classes": [CLASSES], "both": [BOTH]},
+    "hidden": {
+        "batch": [BATCH, (None, None), (None,)],
+        "classes": [(None, None), CLASSES, ("k",)],
+        "both": [BATCH, CLASSES, (None,)],
+    },
+    "query": {
+        "batch": [("n", None, None, None)] * 3,
+        "classes": [(None, None, None, None), *[(None, "k", None, None)] * 2],
+        "both": [(None, "n", None, None), *[(None, "k", None, None)] * 2],
+    },
+}
+CASES = [(name, layout) for name in FUNCTIONS for layout in ("batch", "classes", "both")]
+
+
+def every_mode(f):
+    """Value, gradient, jvp and Hessian product, in one program."""
+
+    def loss(*at):
+        return jnp.sum(jnp.sin(f(*at)))
+
+    def modes(*at):
+        along = jax.tree.map(jnp.cos, at)
+        gradient = jax.grad(loss, tuple(range(len(at))))
+        return f(*at), jax.jvp(f, at, along)[1], jax.jvp(gradient, at, along)
+
+    return modes
+
+
+def collectives(program):
+    """The number of elements of every collective's result in a compiled program."""
+    text = r"= (\(?[^=]*?) (?:all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\("
+    shapes = (re.findall(r"\[([\d,]*)\]", m) for m in re.findall(text, program.as_text()))
+    return [math.prod(int(n) for n in s.split(",") if n) for found in shapes for s in found]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_as_on_one_device(name, layout):
+    f, shapes = FUNCTIONS[name]
+    at = tuple(jnp.asarray(RANDOM.normal(size=s) * 2, WIDE) for s in shapes.values())
+    mesh = jax.make_mesh((2, 4), ("n", "k"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    specs = LAYOUTS[next(iter(shapes))][layout]
+    placed = tuple(
+        jax.device_put(a, NamedSharding(mesh, P(*spec))) for a, spec in zip(at, specs, strict=True)
+    )
+    modes = quick_jit(f if name == "linear_cross_entropy_gauss_newton" else every_mode(f))
+    with jax.set_mesh(mesh):
+        split = modes.lower(*placed).compile()
+        results = split(*placed)
+    jax.tree.map(close, results, modes(*at))
+    if not any(part in name for part in WHOLE_ROWS):
+        assert max(collectives(split), default=0) <= largest_of_batch(shapes, layout)
+
+
+def largest_of_batch(shapes, layout):
+    """What may be sent: nothing of the classes' size where they are split."""
+    if "rows" in shapes:
+        return 4 * N  # several numbers per row at once
+    if "hidden" in shapes:
+        return (D + 2) * N if layout == "classes" else (D + 1) * K + 4 * N
+    return 4 * math.prod(shapes["query"])
+
+
+@pytest.mark.once
+def test_eagerly_and_without_a_mesh_in_context():
+    mesh = jax.make_mesh((4,), ("k",), axis_types=(jax.sharding.AxisType.Explicit,))
+    kernel = jnp.asarray(RANDOM.normal(size=(D, K)), WIDE)
+    hidden = jnp.asarray(RANDOM.normal(size=(N, D)), WIDE)
+    split, shared = (
+        jax.device_put(a, NamedSharding(mesh, s))
+        for a, s in ((kernel, P(None, "k")), (hidden, P()))
+    )
+    ours = jsj.linear_cross_entropy(shared, split, LABELS)
+    close(ours, jsj.linear_cross_entropy(hidden, kernel, LABELS))
+    J = jsj.softmax_jacobian(split)
+    assert jax.typeof(J).sharding.spec == P(None, "k", None)
+    close(J, jsj.softmax_jacobian(kernel))
