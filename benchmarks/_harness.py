@@ -141,7 +141,7 @@ def time_in_turn(
 
 
 def _seconds(thunk: Thunk, calls: int, clock: Callable[[], float]) -> float:
-    start = clock()
+    start, result = clock(), None
     for _ in range(calls):
         result = jax.block_until_ready(thunk())
     elapsed = clock() - start

@@ -5,6 +5,7 @@ product at V = 50257 with and without `head`, and errors against the dense JᵀH
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -67,28 +68,26 @@ def accuracy(report: Report) -> None:
 
 
 def speed(report: Report, shapes: list[tuple[int, int, int]], rounds: int) -> None:
+    def hessian_product(p, x, c, v):
+        return hvp(lambda p: mean_loss(p, x, c))(p, v)
+
+    gradient = jax.jit(jax.value_and_grad(mean_loss))
+    programs: dict[str, Callable] = {
+        "gauss_newton_product": jax.jit(gauss_newton_product(model)),
+        "fisher_product": jax.jit(fisher_product(model)),
+        "hvp": jax.jit(hessian_product),
+    }
     rows, worst = [], 0.0
     for shape in shapes:
-        params, inputs, labels, v = problem(*shape)
-        arguments = params, inputs, labels
-        gradient = jax.jit(jax.value_and_grad(mean_loss))
-
-        def hessian_product(p, x, c, v):
-            return hvp(lambda p: mean_loss(p, x, c))(p, v)
-
-        programs: dict[str, Callable] = {
-            "gauss_newton_product": jax.jit(gauss_newton_product(model)),
-            "fisher_product": jax.jit(fisher_product(model)),
-            "hvp": jax.jit(hessian_product),
-        }
-        calls = {name: lambda f=f: f(*arguments, v) for name, f in programs.items()}  # noqa: B023
+        *arguments, v = problem(*shape)
+        calls = {name: partial(f, *arguments, v) for name, f in programs.items()}
         product, fisher = (calls[n]() for n in ("gauss_newton_product", "fisher_product"))
         check_agreement("fisher_product", fisher["first"], np.asarray(product["first"]), 1e-4)
-        times = time_in_turn({"gradient": lambda: gradient(*arguments), **calls}, rounds)  # noqa: B023
+        times = time_in_turn({"gradient": partial(gradient, *arguments), **calls}, rounds)
         ratios = {name: ratio(times[name], times["gradient"]) for name in calls}
         worst = max(worst, ratios["gauss_newton_product"].median)
         rows.append([str(shape), *map(str, ratios.values())])
-    report.add("Time over that of value_and_grad, [quartiles]", ["(N, D, K)", *ratios], rows)
+    report.add("Time over that of value_and_grad, [quartiles]", ["(N, D, K)", *programs], rows)
     report.claims.append(Claim("gauss_newton_product over a gradient, worst shape", 2.5, worst))
 
 

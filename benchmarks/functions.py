@@ -25,6 +25,7 @@ from benchmarks._harness import (
     time_in_turn,
 )
 from jaxsoftjac._rows import ClassAxes
+from jaxsoftjac.diagnostics._rounding import centred, exact_product, textbook, worst_error
 from jaxsoftjac.products import pivot_weights, where_positive
 
 SHAPES = [(4096, 1024), (64, 32768), (32, 131072), (65536, 64), (262144, 10)]
@@ -36,17 +37,8 @@ def row_sum(a: jax.Array) -> jax.Array:
     return jnp.sum(a, axis=-1, keepdims=True)
 
 
-def textbook(v: jax.Array, s: jax.Array) -> jax.Array:
-    return s * (v - row_sum(s * v))
-
-
-def two_centrings(v: jax.Array, s: jax.Array) -> jax.Array:
-    w = s * (v - row_sum(s * v))
-    return w - s * row_sum(w)
-
-
 def three_centrings(v: jax.Array, s: jax.Array) -> jax.Array:
-    return two_centrings(v - row_sum(s * v), s)
+    return centred(v - row_sum(s * v), s)
 
 
 def with_product(product: Callable) -> Callable:
@@ -84,7 +76,7 @@ CONTESTANTS = {
     CUSTOM: with_vjp(jax.nn.softmax, custom_jvp=True),
     "textbook product": with_product(textbook),
     "textbook, guarded": with_product(guarded_textbook),
-    "two centrings": with_product(two_centrings),
+    "two centrings": with_product(centred),
     "three centrings": with_product(three_centrings),
     "pivot, unguarded": with_product(pivot_unguarded),
     "softmax_vjp": with_product(jsj.softmax_vjp),
@@ -107,19 +99,6 @@ def with_torch(torch: Any) -> Callable:
     return forward_and_vjp
 
 
-def reference(x: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Jv in long double: measured from the top class, whose entry is minus the others' sum."""
-    x, v = x.astype(np.longdouble), v.astype(np.longdouble)
-    top = x.argmax(-1)[:, None]
-    sigma = np.exp(x - np.take_along_axis(x, top, -1))
-    sigma /= sigma.sum(-1, keepdims=True)
-    d = v - np.take_along_axis(v, top, -1)
-    w = sigma * (d - (sigma * d).sum(-1, keepdims=True))
-    np.put_along_axis(w, top, 0, -1)
-    np.put_along_axis(w, top, -w.sum(-1, keepdims=True), -1)
-    return w
-
-
 def accuracy_rows(K: int, gap: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     x, v = random.normal(size=(2, 64, K))
@@ -135,12 +114,6 @@ def equal_modes() -> tuple[np.ndarray, np.ndarray]:
     return x, v
 
 
-def worst_error(call: Callable, x: np.ndarray, v: np.ndarray) -> float:
-    expected = reference(x, v)
-    error = np.abs(np.asarray(call(x, v)[1], np.longdouble) - expected)
-    return float((error.sum(-1) / np.abs(expected).sum(-1)).max())
-
-
 def accuracy(report: Report, calls: dict[str, Callable], gaps: tuple, sizes: tuple) -> None:
     cases = {
         f"K = {K}, gap {gap}": [accuracy_rows(K, gap, offset) for offset in (0.0, 1e3, 1e5)]
@@ -150,7 +123,11 @@ def accuracy(report: Report, calls: dict[str, Callable], gaps: tuple, sizes: tup
     cases["K = 3, equal modes"] = [equal_modes()]
     rows, worst = [], dict.fromkeys(calls, 0.0)
     for case, inputs in cases.items():
-        errors = [np.max([worst_error(call, *pair) for pair in inputs]) for call in calls.values()]
+        exact = [exact_product(*pair) for pair in inputs]
+        errors = [
+            np.max([worst_error(call(*xv)[1], e) for xv, e in zip(inputs, exact, strict=True)])
+            for call in calls.values()
+        ]
         rows.append([case, *(f"{error:.0e}" for error in errors)])
         # np.maximum, unlike max, does not lose a NaN
         worst = {n: float(np.maximum(worst[n], e)) for n, e in zip(calls, errors, strict=True)}
@@ -169,7 +146,7 @@ def speed(report: Report, shapes: list, rounds: int, torch: Any) -> None:
         keys = jax.random.split(jax.random.key(0))
         x = 3 * jax.random.normal(keys[0], shape, jnp.float32)
         g = jax.random.normal(keys[1], shape, jnp.float32)
-        expected = reference(np.asarray(x[:2]), np.asarray(g[:2]))
+        expected = exact_product(np.asarray(x[:2]), np.asarray(g[:2]))
         calls: dict[str, Callable] = {}
         for name, function in CONTESTANTS.items():
             calls[name] = functools.partial(jax.jit(function), x, g)

@@ -97,17 +97,17 @@ def products(report: Report, K: int, rounds: int) -> None:
         fast, slow = (jax.jit(jax.vmap(function)) for function in functions)
         check_agreement(name, fast(J.sigma, v)[0], references[name], 1e-5)
         check_agreement(f"dense {name}", slow(J.sigma, v)[0], references[name], 1e-2)
-        batches = (1, 8) if name == "mv" else (1,)
-        for rows in batches:
+        faster = []
+        for rows in (1, 8) if name == "mv" else (1,):
             arguments = jnp.tile(J.sigma, (rows, 1)), jnp.tile(v, (rows, 1))
             programs = {"ours": fast, "dense": slow, "sum": jax.jit(jnp.add)}
             calls = {name: partial(program, *arguments) for name, program in programs.items()}
             measured = time_in_turn(calls, rounds if name == "mv" else 1)
-            faster = ratio(measured["dense"], measured["ours"])
+            faster.append(ratio(measured["dense"], measured["ours"]))
             times = [f"{1e6 * np.median(measured[n]):.3g}" for n in ("ours", "sum")]
-            table.append([f"{name}, {rows} row{'s'[: rows > 1]}", *times, str(faster)])
+            table.append([f"{name}, {rows} row{'s'[: rows > 1]}", *times, str(faster[-1])])
         text = f"dense over {name}, rows of {K}"
-        report.claims.append(Claim(text, 1000, faster.median, at_most=False))
+        report.claims.append(Claim(text, 1000, faster[-1].median, at_most=False))
     header = ["", "ours, µs", "σ + v, µs", "dense over ours"]
     report.add(f"Time at K = {K}, [quartiles]", header, table)
 

@@ -59,7 +59,7 @@ def fitter(solver: str, tol: float, data: Data, l2: float) -> Callable[[], tuple
         return lambda: fit_softmax_regression(x, y, **options)[:2]
     from sklearn.linear_model import LogisticRegression
 
-    def fit():
+    def fit() -> tuple[Any, Any]:
         model = LogisticRegression(C=1 / (l2 * len(labels)), solver=name, tol=tol, max_iter=5000)
         model.fit(features, labels)
         return model.coef_.T, model.intercept_
@@ -74,20 +74,23 @@ def sweep(solver: str, data: Data, l2: float, repeats: int) -> Iterator[Run]:
     ours = solver.startswith("jaxsoftjac")
     for threads in {cores()} if ours else sorted({1, cores()}):
         for tol in TOLERANCES[solver]:
-            fit, seconds = fitter(solver, tol, data, l2), []
+            fit = fitter(solver, tol, data, l2)
             with threadpool_limits(threads), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                for _ in range(repeats):
-                    start = time.perf_counter()
-                    kernel, bias = jax.block_until_ready(fit())
-                    seconds.append(time.perf_counter() - start)
-            yield Run(solver, tol, threads, min(seconds), loss_of(kernel, bias, data, l2))
+                fits = [timed(fit) for _ in range(repeats)]
+            seconds = min(seconds for seconds, _ in fits)
+            yield Run(solver, tol, threads, seconds, loss_of(*fits[-1][1], data, l2))
+
+
+def timed(fit: Callable[[], tuple[Any, Any]]) -> tuple[float, tuple[Any, Any]]:
+    """Seconds of a fit, and what it gave."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(fit())
+    return time.perf_counter() - start, result
 
 
 def seconds_to_compile(solver: str, data: Data, l2: float) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(fitter(solver, 1.0, data, l2)())
-    return time.perf_counter() - start
+    return timed(fitter(solver, 1.0, data, l2))[0]
 
 
 def compare(

@@ -28,7 +28,7 @@ from jaxsoftjac.optimizers._arguments import (
 class DiagonalState(NamedTuple):
     """State of `diagonal_gauss_newton`."""
 
-    count: jax.Array
+    step: jax.Array  # how many there were
     mean: Any  # of the gradients
     diagonal: Any  # mean of the sampled diagonals
 
@@ -126,20 +126,20 @@ def _update(
     tree, dtype = floating(params)
     gradient = [wide(g) for g in tree.tangents(updates, "updates")]
     *_, b1, b2 = state_numbers = _numbers(chosen, dtype)
-    count, last = state.count + 1, tree.of(state.diagonal)
+    taken, last = state.step + 1, tree.of(state.diagonal)
 
     def renewed() -> list[jax.Array]:
         line = linearize(lambda p: top.outputs(model, whole(p, all_params), inputs), params)
-        key = key_of_step(chosen.seed, state.count)
+        key = key_of_step(chosen.seed, state.step)
         sampled = sampled_diagonal(top, line, labels, key, chosen.samples)
         return _moment([wide(a) for a in sampled], last, b2)
 
-    d = lax.cond(state.count % chosen.every == 0, renewed, lambda: last)
+    d = lax.cond(state.step % chosen.every == 0, renewed, lambda: last)
     mean = _moment(gradient, tree.of(state.mean), b1)
-    rate = jnp.asarray(at_step(chosen.learning_rate, state.count), dtype)
+    rate = jnp.asarray(at_step(chosen.learning_rate, state.step), dtype)
     scale, threshold, eps = state_numbers[:3]
-    first = 1 / (1 - b1 ** count.astype(dtype))
-    second = scale / (1 - b2 ** (state.count // chosen.every + 1).astype(dtype))
+    first = 1 / (1 - b1 ** taken.astype(dtype))
+    second = scale / (1 - b2 ** (state.step // chosen.every + 1).astype(dtype))
 
     def step(leaf: jax.Array, m: jax.Array, d: jax.Array) -> jax.Array:
         factors = (a.astype(m.dtype) for a in (first, second, eps, threshold, rate))
@@ -148,7 +148,7 @@ def _update(
         return (-rate_ * jnp.clip(ratio, -threshold_, threshold_)).astype(jnp.result_type(leaf))
 
     steps = [step(*leaves) for leaves in zip(tree.arrays, mean, d, strict=True)]
-    return tree.updates(steps), DiagonalState(count, tree.updates(mean), tree.updates(d))
+    return tree.updates(steps), DiagonalState(taken, tree.updates(mean), tree.updates(d))
 
 
 def _numbers(chosen: _Options, dtype: Any) -> list[jax.Array]:

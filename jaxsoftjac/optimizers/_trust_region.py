@@ -14,7 +14,7 @@ from jaxsoftjac.optimizers._conjugate_gradients import Arrays
 class CurvatureState(NamedTuple):
     """State of `gauss_newton_cg` and `natural_gradient`."""
 
-    count: jax.Array
+    step: jax.Array  # how many there were
     damping: jax.Array  # of the next step, unless a schedule changes it
     scale: jax.Array  # of the damping, to what the option says
     ratio: jax.Array  # of the last step's reduction of the loss to that of its quadratic model
@@ -50,9 +50,9 @@ class Step(NamedTuple):
 def init(chosen: Options, params: Any) -> CurvatureState:
     """The state before the first step."""
     tree, dtype = floating(params)
-    count, one = jnp.zeros([], jnp.int32), jnp.ones([], dtype)
+    none, one = jnp.zeros([], jnp.int32), jnp.ones([], dtype)
     start = tree.updates([jnp.zeros(a.shape, wide(a).dtype) for a in map(jnp.asarray, tree.arrays)])
-    return CurvatureState(count, bounded(chosen, base_of(chosen, count, dtype)), one, one, start)
+    return CurvatureState(none, bounded(chosen, base_of(chosen, none, dtype)), one, one, start)
 
 
 def adapted(
@@ -76,16 +76,16 @@ def adapted(
     factor = jnp.where(ratio > 0.75, 1 / 3, jnp.where(ratio > 0.25, 1.0, raised))
     factor = jnp.where(is_blind | ~is_number, 1.0, factor).astype(before.dtype)
     damping = bounded(chosen, solution.damping * factor)
-    base = base_of(chosen, state.count - 1, before.dtype)
+    base = base_of(chosen, state.step - 1, before.dtype)
     scale = jnp.where(base > 0, damping / jnp.where(base > 0, base, 1), 1)
     return is_taken, state._replace(
         damping=damping, scale=scale, ratio=jnp.where(is_blind | ~is_number, state.ratio, ratio)
     )
 
 
-def base_of(chosen: Options, count: jax.Array, dtype: Any) -> jax.Array:
+def base_of(chosen: Options, step: jax.Array, dtype: Any) -> jax.Array:
     """λ as the option has it, before it adapts."""
-    damping = jnp.asarray(at_step(chosen.damping, count), dtype)
+    damping = jnp.asarray(at_step(chosen.damping, step), dtype)
     least = jnp.asarray(chosen.min_damping, dtype)
     return jnp.maximum(damping, least) if chosen.adapt_damping else damping
 
