@@ -8,11 +8,11 @@ from jax import lax
 
 from jaxsoftjac._rows import ClassAxes, depth
 
+_Pair = tuple[jax.Array, jax.Array]
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def weighted_logsumexp(
-    x: jax.Array, b: jax.Array, classes: ClassAxes
-) -> tuple[jax.Array, jax.Array]:
+def weighted_logsumexp(x: jax.Array, b: jax.Array, classes: ClassAxes) -> _Pair:
     """Log |Σ b exp(x)|, −∞ for an empty sum, and the sign of the sum; `x` and `b` of one shape.
 
     Where a single term 1 has most of a sum near 1, the others are added up without it.
@@ -31,7 +31,9 @@ def weighted_logsumexp(
 
 
 @weighted_logsumexp.defjvp
-def _weighted_logsumexp_jvp(classes, primals, tangents):
+def _weighted_logsumexp_jvp(
+    classes: ClassAxes, primals: _Pair, tangents: _Pair
+) -> tuple[_Pair, _Pair]:
     (x, b), (x_tangent, b_tangent) = primals, tangents
     ratio = _ratio(x, b, classes)
     value, sign = weighted_logsumexp(x, b, classes)
@@ -41,7 +43,7 @@ def _weighted_logsumexp_jvp(classes, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _ratio(x: jax.Array, b: jax.Array, classes: ClassAxes) -> jax.Array:
-    """R = exp(x)/Σ b exp(x): the derivative by b, and b·r that by x; 0 where x is −∞."""
+    """The ratio exp(x)/Σ b exp(x): the derivative by b, and times b that by x; 0 where x is −∞."""
     top, _ = _top(x, b, classes)
     e = _exp(x, top)
     total = classes.sum(b * e)
@@ -49,7 +51,7 @@ def _ratio(x: jax.Array, b: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 @_ratio.defjvp
-def _ratio_jvp(classes, primals, tangents):
+def _ratio_jvp(classes: ClassAxes, primals: _Pair, tangents: _Pair) -> tuple[jax.Array, jax.Array]:
     (x, b), (x_tangent, b_tangent) = primals, tangents
     ratio = _ratio(x, b, classes)
     along_x, along_b = _moving(x_tangent, x), _moving(b_tangent, x)
@@ -63,7 +65,7 @@ def _exp(x: jax.Array, top: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.exp(depth(x, top)), float(jnp.finfo(x.dtype).max))
 
 
-def _top(x: jax.Array, b: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax.Array]:
+def _top(x: jax.Array, b: jax.Array, classes: ClassAxes) -> _Pair:
     """The largest x of a weight that is not 0, made finite, and as it is."""
     highest = classes.max(jnp.where(b == 0, -jnp.inf, x))
     bound = float(jnp.finfo(x.dtype).max)

@@ -197,7 +197,7 @@ def jacobian_block(sigma: jax.Array, indices: jax.Array | np.ndarray) -> jax.Arr
         Entries of shape [n, n]; J itself is never formed.
     """
 
-    def row(index):
+    def row(index: int) -> jax.Array:
         basis = jnp.zeros_like(sigma).at[index].set(1)
         return softmax_vjp(basis, sigma)[indices]
 

@@ -37,7 +37,7 @@ def excess_of_largest(w: jax.Array, rho: jax.Array) -> jax.Array:
     from_pole = line / (1 + rho)  # exact if σ₍₂₎ were alone below the top
     from_mean = (line - _sum(w * (1 - w)) / total**2) / (1 / total + rho)  # if all were their mean
 
-    def step(_, t):
+    def step(_: jax.Array, t: jax.Array) -> jax.Array:
         is_pole = w == 1
         ratio = jnp.where(is_pole, 1, t / jnp.where(is_pole, 1, t + (1 - w)))
         S = jnp.maximum(_sum(w * ratio), 1)
@@ -64,7 +64,7 @@ def excess_of_smallest(q: jax.Array, is_other: jax.Array) -> jax.Array:
     others = jnp.maximum(_sum(is_other.astype(q.dtype)), 1)
     mean = _sum(q) / others
 
-    def step(_, t):
+    def step(_: jax.Array, t: jax.Array) -> jax.Array:
         is_pole = is_other & (q == nearest)
         distance = 1 - nearest * (1 + t)
         ratio = distance / jnp.where(is_pole | ~is_other, 1, 1 - q * (1 + t))

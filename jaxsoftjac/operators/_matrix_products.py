@@ -12,14 +12,17 @@ derivatives here are those of the matrix diag(σ) − σσᵀ entry by entry.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftjac._rows import LAST
+from jaxsoftjac._rows import LAST, ClassAxes
 from jaxsoftjac._rules import quotient, recomputed
 from jaxsoftjac.products import centre, pivot_weights, where_positive
+
+_Pair = tuple[jax.Array, jax.Array]
 
 
 def product(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
@@ -60,10 +63,10 @@ def damped_solution(
 ) -> jax.Array:
     """(J + diag(δ))⁻¹b: Sherman and Morrison, with 1 − Σσ²/(σ + δ) written Σδσ/(σ + δ)."""
 
-    def matvec(x):
+    def matvec(x: jax.Array) -> jax.Array:
         return product(x, sigma, on_simplex) + delta * x
 
-    def solve(_, b):
+    def solve(_: Callable[[jax.Array], jax.Array], b: jax.Array) -> jax.Array:
         inverse = 1 / (sigma + delta)
         share = sigma * inverse
         return inverse * b + share * (LAST.sum(share * b) / LAST.sum(delta * share))
@@ -101,7 +104,7 @@ def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax
     v = centre(v, sigma, LAST)
 
     @recomputed
-    def resolve(total, log_t):
+    def resolve(total: jax.Array, log_t: jax.Array) -> tuple[jax.Array, None]:
         t = scale * jnp.exp(log_t)
         share = sigma / (sigma + t)
         mean = LAST.sum(share * v) / jnp.maximum(LAST.sum(share), jnp.finfo(v.dtype).tiny)
@@ -112,15 +115,11 @@ def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax
     return total * (step / math.pi)
 
 
-def _variance_on_simplex(v, sigma, classes):
+def _variance_on_simplex(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     return classes.sum(sigma * where_positive(centre(v, sigma, classes), sigma) ** 2)
 
 
-# What the three say beyond the matrix where Σσ = 1 + ε, in units of ε; p is the pivot's value, e
-# its weights and m = ⟨σ, v⟩.
-
-
-def _explicit_product(v, sigma, classes):
+def _explicit_product(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """PᵀJPv, P = I − 1eᵀ with the pivot's weights e: differentiable by a σ that is free."""
     e = pivot_weights(sigma, classes)
     v = where_positive(v, sigma)
@@ -129,39 +128,47 @@ def _explicit_product(v, sigma, classes):
     return where_positive(w - e * classes.sum(w), sigma)
 
 
-def _product_off_simplex(v, sigma, excess):
+# What the product, the centred vector and the variance are more than the matrix's where Σσ = 1 + ε,
+# in units of ε.
+
+
+def _product_off_simplex(v: jax.Array, sigma: jax.Array, excess: jax.Array) -> jax.Array:
     e, pivot, mean = _pivot_and_mean(v, sigma)
     return pivot * sigma + e * (mean - pivot * (1 + excess))
 
 
-def _centred_off_simplex(v, sigma, excess):
+def _centred_off_simplex(v: jax.Array, sigma: jax.Array, excess: jax.Array) -> jax.Array:
     return _pivot_and_mean(v, sigma)[1]
 
 
-def _variance_off_simplex(v, sigma, excess):
+def _variance_off_simplex(v: jax.Array, sigma: jax.Array, excess: jax.Array) -> jax.Array:
     _, pivot, mean = _pivot_and_mean(v, sigma)
     return mean**2 + pivot * excess * (pivot * (1 + excess) - 2 * mean)
 
 
-def _pivot_and_mean(v, sigma):
+def _pivot_and_mean(v: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The pivot's weights, its value, and the mean."""
     e, v = pivot_weights(sigma, LAST), where_positive(v, sigma)
     return e, LAST.sum(e * v), LAST.sum(sigma * v)
 
 
-def _of_matrix(function, off_simplex):
+def _of_matrix(
+    function: Callable[[jax.Array, jax.Array, ClassAxes], jax.Array],
+    off_simplex: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`function(v, σ)`, differentiated as if Σσ were free: ε is 0, its derivative Σσ̇."""
 
-    def moving(v, sigma):
+    def moving(v: jax.Array, sigma: jax.Array) -> jax.Array:
         total = LAST.sum(sigma)
         excess = total - lax.stop_gradient(total)
         return function(v, sigma, LAST) - excess * off_simplex(v, sigma, excess)
 
     @jax.custom_jvp
-    def value(v, sigma):
+    def value(v: jax.Array, sigma: jax.Array) -> jax.Array:
         return function(v, sigma, LAST)
 
     @value.defjvp
-    def _(primals, tangents):
+    def value_jvp(primals: _Pair, tangents: _Pair) -> _Pair:
         return value(*primals), jax.jvp(moving, primals, tangents)[1]
 
     return value
@@ -172,11 +179,11 @@ _centred = _of_matrix(centre, _centred_off_simplex)
 _variance = _of_matrix(_variance_on_simplex, _variance_off_simplex)
 
 
-def _positive(sigma):
+def _positive(sigma: jax.Array) -> jax.Array:
     return jnp.where(sigma == 0, 1, sigma)
 
 
-def _less_mean(v, kept):
+def _less_mean(v: jax.Array, kept: jax.Array) -> jax.Array:
     """`v` less its mean over the kept classes, 0 elsewhere."""
     v = jnp.where(kept, v, 0)
     count = jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True), 1).astype(v.dtype)

@@ -13,6 +13,7 @@ and the eigenvectors σⱼ/(σⱼ − λ) are orthonormal as they stand.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,12 @@ from jax import lax
 from jaxsoftjac._closed_forms import two_largest
 from jaxsoftjac._rules import recomputed
 from jaxsoftjac._sharding import over_batch
+from jaxsoftjac.operators._gragg import Root, simple_root
 
 _BLOCK = 2**20  # root-pole pairs at a time: what stays in a core's cache
-_MOST_STEPS = 40  # 2 to 7 are taken
+
+_Interval = tuple[jax.Array, jax.Array, jax.Array]  # σ, and the entries on either side of a root
+_Result = TypeVar("_Result")
 
 
 def eigenvalues(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
@@ -41,7 +45,7 @@ def eigenvalues(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
         Array [..., K].
     """
 
-    def of_rows(sigma):
+    def of_rows(sigma: jax.Array) -> jax.Array:
         near, offset = _roots(_scaled(sigma), on_simplex)
         return (near + offset) / _scale(sigma)
 
@@ -51,7 +55,7 @@ def eigenvalues(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
 def largest_eigenvalue(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
     """λ_max, the root between the two largest entries: array [...]. Cost: O(K) per row and pass."""
 
-    def of_rows(sigma):
+    def of_rows(sigma: jax.Array) -> jax.Array:
         scaled = _scaled(sigma)
         top, second = two_largest(scaled)
         solve = _batched(partial(root, on_simplex), sigma.ndim - 1)
@@ -71,7 +75,7 @@ def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> tuple[jax.Array, j
     Cost: O(K²). Arguments as for `eigenvalues`.
     """
 
-    def of_rows(sigma):
+    def of_rows(sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
         scaled = _scaled(sigma)
         near, offset = _roots(scaled, on_simplex)
         vectors = _batched(_eigenvectors, sigma.ndim - 1)(scaled, near, offset)
@@ -92,25 +96,26 @@ def count_above(sigma: jax.Array, threshold: jax.Array) -> jax.Array:
     return jnp.maximum(count - jnp.where(value < 0, 0, 1), 0)
 
 
-def _scale(sigma):
+def _scale(sigma: jax.Array) -> float:
     """A power of two that takes the smallest normal numbers to where offsets cannot underflow."""
     return 2.0 ** (jnp.finfo(sigma.dtype).maxexp // 4)
 
 
-def _scaled(sigma):
+def _scaled(sigma: jax.Array) -> jax.Array:
     """σ in that unit; subnormal entries, which some kernels flush and some do not, are 0."""
     return jnp.where(sigma < jnp.finfo(sigma.dtype).tiny, 0, sigma) * _scale(sigma)
 
 
-def _roots(sigma, on_simplex):
+def _roots(sigma: jax.Array, on_simplex: bool) -> Root:
     """Nearest entry of σ and offset from it, of all eigenvalues."""
     upper = jnp.sort(sigma, axis=-1)
     lower = jnp.concatenate([jnp.zeros_like(upper[..., :1]), upper[..., :-1]], axis=-1)
     near, offset = _over_rows(partial(root, on_simplex), sigma, lower, upper)
-    return near + 0 * jnp.sum(sigma, axis=-1, keepdims=True), offset  # a NaN makes the row NaN
+    nan_or_0 = 0 * jnp.sum(sigma, axis=-1, keepdims=True)  # a NaN makes the row NaN
+    return Root(near + nan_or_0, offset)
 
 
-def _eigenvectors(sigma, near, offset):
+def _eigenvectors(sigma: jax.Array, near: jax.Array, offset: jax.Array) -> jax.Array:
     """The columns of one row's [K, K]: classes down, eigenvalues across."""
     rank = jnp.argsort(jnp.argsort(sigma))[:, None]
     sigma, near, offset = sigma[:, None], near[None, :], offset[None, :]
@@ -125,12 +130,14 @@ def _eigenvectors(sigma, near, offset):
     return jnp.where(is_special, contrast, _secular_vectors(sigma, near, offset))
 
 
-def _secular_vectors(sigma, near, offset):
+def _secular_vectors(sigma: jax.Array, near: jax.Array, offset: jax.Array) -> jax.Array:
     """σⱼ/(σⱼ − λ), normalised; sums run along rows, where compilers sum most accurately."""
     value, is_simple = near + offset, offset != 0
     scale = jnp.where(is_simple, offset / jnp.where(is_simple, value, 1), 1)
 
-    def entries(sigma, near, offset, scale):
+    def entries(
+        sigma: jax.Array, near: jax.Array, offset: jax.Array, scale: jax.Array
+    ) -> jax.Array:
         gap = (sigma - near) - offset
         return sigma * (scale / jnp.where(gap == 0, 1, gap))
 
@@ -140,9 +147,7 @@ def _secular_vectors(sigma, near, offset):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def root(
-    on_simplex: bool, sigma: jax.Array, lower: jax.Array, upper: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def root(on_simplex: bool, sigma: jax.Array, lower: jax.Array, upper: jax.Array) -> Root:
     """The root of Σⱼ σⱼ/(σⱼ − λ) = 0 between two neighbouring entries of one row.
 
     Its derivative is Hellmann and Feynman's, λ̇ = uᵀJ̇u with u the eigenvector; a tied group moves
@@ -156,39 +161,41 @@ def root(
         upper: next entry of σ; shape [].
 
     Returns:
-        The nearest entry and the offset from it, shape []; (0, 0) below the smallest entry.
+        Its place; (0, 0) below the smallest entry.
     """
     is_simple = (lower > 0) & (upper - lower >= jnp.finfo(sigma.dtype).tiny)
     # Elsewhere some interval without a pole, so that nothing is divided by 0.
-    near, offset = _simple_root(
+    near, offset = simple_root(
         sigma, jnp.where(is_simple, lower, -2), jnp.where(is_simple, upper, -1), is_simple
     )
     unless_null = jnp.where(lower > 0, upper, lower)
-    return jnp.where(is_simple, near, unless_null), jnp.where(is_simple, offset, 0)
+    return Root(jnp.where(is_simple, near, unless_null), jnp.where(is_simple, offset, 0))
 
 
 @root.defjvp
-def _(on_simplex, primals, tangents):
+def _root_jvp(on_simplex: bool, primals: _Interval, tangents: _Interval) -> tuple[Root, Root]:
     return root(on_simplex, *primals), _pushforward(tangents, primals, on_simplex)
 
 
 @recomputed(static_argnums=(2,))
-def _pushforward(tangents, primals, on_simplex):
+def _pushforward(tangents: _Interval, primals: _Interval, on_simplex: bool) -> Root:
     # The root is found again: JAX 0.10 drops the rules of what is kept inside `lax.scan`, and
     # reverse mode cannot differentiate the iteration itself.
-    near, offset = root(on_simplex, *primals)
+    place = root(on_simplex, *primals)
     (sigma, lower, upper), (tangent, lower_tangent, upper_tangent) = primals, tangents
-    moved = _eigenvalue_tangent(tangent, (sigma, near, offset, upper), on_simplex)
-    near_tangent = jnp.where(near == lower, lower_tangent, upper_tangent)
-    return near_tangent, moved - near_tangent
+    moved = _eigenvalue_tangent(tangent, sigma, place, upper, on_simplex)
+    near_tangent = jnp.where(place.near == lower, lower_tangent, upper_tangent)
+    return Root(near_tangent, moved - near_tangent)
 
 
-def _eigenvalue_tangent(tangent, primals, on_simplex):
+def _eigenvalue_tangent(
+    tangent: jax.Array, sigma: jax.Array, place: Root, upper: jax.Array, on_simplex: bool
+) -> jax.Array:
     """λ̇ = Σ (λ²w − offset²)σ̇ / Σ wσ² with w = (offset/(σ − λ))², 1 on a tied group and else 0.
 
     The null vector's is −Σσ̇/Σ(σ/(σ − λ))² at λ = 0.
     """
-    sigma, near, offset, upper = primals
+    near, offset = place
     gap = (sigma - near) - offset
     is_zero = gap == 0
     gap = jnp.where(is_zero, 1, gap)
@@ -206,90 +213,35 @@ def _eigenvalue_tangent(tangent, primals, on_simplex):
     return moved - off_simplex * jnp.sum(tangent)
 
 
-def _simple_root(sigma, lower, upper, is_wanted):
-    """Gragg's iteration: monotone and of third order, from a two-pole guess at the midpoint."""
-    width = upper - lower
-    at_middle = jnp.sum(sigma / ((sigma - lower) - width / 2))
-    near = jnp.where(at_middle >= 0, lower, upper)
-    a, b = lower - near, upper - near
-    # Poles at a and b with their weights, and the rest as it is at the middle, in units of width.
-    ratio, left, right = lower / upper, a / width, b / width
-    rest = at_middle * (width / upper) - 2 * (1 - ratio)
-    guess = _small_root(
-        rest, rest * (left + right) + ratio + 1, rest * left * right + ratio * right + left
-    )
-    guess = _inside(guess, left, right, 0.0)
-
-    def refine(state):
-        steps, offset, _ = state
-        step, unit = _gragg_step(sigma, near, offset, a - offset, b - offset)
-        return steps + 1, offset + step * unit, jnp.where(is_wanted, jnp.abs(step), 0)
-
-    def unfinished(state):
-        steps, _, step = state
-        return (steps < _MOST_STEPS) & (step > jnp.finfo(sigma.dtype).eps ** 0.4)
-
-    start = (0, guess * width, jnp.full_like(width, jnp.inf))
-    return near, lax.while_loop(unfinished, refine, start)[1]
-
-
-def _gragg_step(sigma, near, offset, a, b):
-    """The step to the zero of c + s/(a − t) + S/(b − t) that fits three derivatives at t = 0.
-
-    Distances are in units of the one to the nearest pole, which is returned too, and the equation
-    in units of its derivative.
-    """
-    unit = jnp.minimum(-a, b)
-    inverse = 1 / ((sigma - near) - offset)
-    terms, ratio = sigma * inverse, unit * inverse
-    powers = jnp.stack([terms, terms * ratio, terms * ratio * ratio])
-    value, slope, curve = jnp.sum(powers, axis=-1)  # one reduction: one pass
-    value, curve, a, b = value / slope, curve / slope, a / unit, b / unit
-    share_a, share_b = a / (b - a), b / (b - a)
-    weight_a, weight_b = share_a * (curve * b - 1), share_b * (1 - curve * a)
-    step = _small_root(
-        value / (b - a) - weight_a * share_a - weight_b * share_b,
-        value * (share_a + share_b) - share_a * b,
-        value * share_a * b,
-    )
-    return _inside(step, a, b, 1e-4), unit
-
-
-def _small_root(c, p, q):
-    """The root of ct² − pt + q = 0 that stays finite as c → 0, without cancellation."""
-    d = jnp.sqrt(jnp.maximum(p * p - 4 * q * c, 0))
-    is_positive = p > 0
-    return jnp.where(is_positive, 2 * q, p - d) / jnp.where(is_positive, p + d, 2 * c)
-
-
-def _inside(t, a, b, margin):
-    """`t`, or where rounding took it out of (a, b), a point inside."""
-    return jnp.clip(t, a * (1 - margin), b * (1 - margin))
-
-
-def _over_rows(solve: Callable, sigma, lower, upper):
+def _over_rows(
+    solve: Callable[[jax.Array, jax.Array, jax.Array], Root],
+    sigma: jax.Array,
+    lower: jax.Array,
+    upper: jax.Array,
+) -> Root:
     """`solve(σ [K], lower [], upper [])` for all intervals of all rows, in blocks."""
     K = sigma.shape[-1]
     if sigma.size == 0:
-        return jnp.zeros_like(sigma), jnp.zeros_like(sigma)
+        return Root(jnp.zeros_like(sigma), jnp.zeros_like(sigma))
 
-    def row(operands):
+    def row(operands: _Interval) -> Root:
         sigma, lower, upper = operands
         return _in_batches(lambda ends: solve(sigma, *ends), (lower, upper), max(1, _BLOCK // K))
 
     flat = tuple(a.reshape(-1, K) for a in (sigma, lower, upper))
     results = _in_batches(row, flat, max(1, _BLOCK // K**2))
-    return tuple(a.reshape(sigma.shape) for a in results)
+    return Root(*(a.reshape(sigma.shape) for a in results))
 
 
-def _in_batches(f, operands, size):
+def _in_batches(f: Callable[[Any], Root], operands: tuple[jax.Array, ...], size: int) -> Root:
     """`lax.map`, `size` at a time; a plain vmap where that is all."""
     if size >= len(operands[0]):
         return jax.vmap(f)(operands)
     return lax.map(f, operands, batch_size=size)
 
 
-def _batched(f, ndim):
+def _batched(f: Callable[..., _Result], ndim: int) -> Callable[..., _Result]:
+    """`f` of one row, over the leading axes."""
     for _ in range(ndim):
         f = jax.vmap(f)
     return f
