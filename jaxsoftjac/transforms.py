@@ -10,7 +10,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from jaxsoftjac._trees import Floating, is_number
 
 Argnums = int | Sequence[int]
+P = ParamSpec("P")  # the arguments of a function, which its derivative takes too
 
 
 def jacobian(
-    fun: Callable[..., Any], argnums: Argnums = 0, *, mode: str = "auto", batch_ndim: int = 0
-) -> Callable[..., Any]:
+    fun: Callable[P, Any], argnums: Argnums = 0, *, mode: str = "auto", batch_ndim: int = 0
+) -> Callable[P, Any]:
     """Jacobian of a function, or one for each example of a batch: ∂fᵢ/∂xⱼ.
 
     Cost: min(inputs, outputs) products for "auto", each about one or two evaluations of `fun`; the
@@ -50,8 +51,8 @@ def jacobian(
 
 
 def hessian(
-    fun: Callable[..., Any], argnums: Argnums = 0, *, batch_ndim: int = 0
-) -> Callable[..., Any]:
+    fun: Callable[P, Any], argnums: Argnums = 0, *, batch_ndim: int = 0
+) -> Callable[P, Any]:
     """Hessian of a function, or one for each example of a batch, forward over reverse.
 
     Cost: one `hvp` per input and, for outputs that are not scalar, per output; the Hessian's
@@ -96,7 +97,7 @@ def hvp(
         ValueError: the tangents differ in structure or shape from the arguments at `argnums`.
     """
 
-    def product(*primals_and_tangents, **shared):
+    def product(*primals_and_tangents: Any, **shared: Any) -> Any:
         *primals, tangents = primals_and_tangents
         at, of_chosen = _closed_over(partial(fun, **shared), argnums, primals)
         tree = Floating(at)
@@ -119,7 +120,7 @@ def _closed_over(
         chosen = tuple(argnums)
         at = tuple(primals[i] for i in chosen)
 
-    def of_chosen(at):
+    def of_chosen(at: Any) -> Any:
         arguments = list(primals)
         for i, a in zip(chosen, (at,) if isinstance(argnums, int) else at, strict=True):
             arguments[i] = a
@@ -139,8 +140,8 @@ def _per_example(
     if batch_ndim < 0:
         raise ValueError(f"`batch_ndim` must be ≥ 0, got {batch_ndim}")
 
-    def derivative(*primals, **shared):
-        def each(*primals):
+    def derivative(*primals: Any, **shared: Any) -> Any:
+        def each(*primals: Any) -> Any:
             one = partial(fun, **shared)
             at, of_chosen = _closed_over(one, argnums, primals)
             if Floating(at).is_whole:
@@ -152,7 +153,7 @@ def _per_example(
         leaves, structure = jax.tree.flatten(primals)
         batched = [i for i, leaf in enumerate(leaves) if is_number(leaf)]
 
-        def of_batched(*arrays):
+        def of_batched(*arrays: jax.Array) -> Any:
             filled = list(leaves)
             for i, a in zip(batched, arrays, strict=True):
                 filled[i] = a
@@ -171,7 +172,7 @@ def _of_floating(
     """The transform of `fun` by the floating leaves of its argument, as a tree of trees."""
     outputs = []
 
-    def of_arrays(arrays):
+    def of_arrays(arrays: list[jax.Array]) -> Any:
         y = fun(tree.with_arrays(arrays))
         outputs[:] = [jax.tree.structure(y), [jnp.shape(a) for a in jax.tree.leaves(y)]]
         return y
@@ -179,7 +180,7 @@ def _of_floating(
     dense = transform(of_arrays, 0)(tree.arrays)
     structure, shapes = outputs
 
-    def nested(block, shape, order):
+    def nested(block: Any, shape: tuple[int, ...], order: int) -> Any:
         if not order:
             return block
         inner = [
@@ -195,10 +196,10 @@ def _of_floating(
 def _jacobian(fun: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
     """The Jacobian in the mode that needs fewer products."""
 
-    def size(tree):
+    def size(tree: Any) -> int:
         return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
 
-    def derivative(*primals):
+    def derivative(*primals: Any) -> Any:
         chosen = [argnums] if isinstance(argnums, int) else argnums
         inputs = size([primals[i] for i in chosen])
         outputs = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(fun, *primals)))

@@ -8,14 +8,12 @@ product would lose what the size of the scores eats. Its transpose, by JAX, is t
 Letters in shapes: B batch, T queries, S keys, N heads, K key heads, G = N / K, H and D features.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 
 from jaxsoftjac._rules import recomputed
 from jaxsoftjac.attention._dropout import dropped
@@ -32,10 +30,12 @@ from jaxsoftjac.attention._layout import (
     by_head,
     by_query,
     fixed_blocks,
-    groups_of,
-    joined,
     operand_blocks,
 )
+from jaxsoftjac.attention._loops import over_keys, over_queries
+
+_Sums = tuple[jax.Array, jax.Array, jax.Array]  # the top, Σp and Σp(v − origin) so far
+_Pushed = tuple[KeyBlock, KeyBlock]  # a block of keys and its tangent
 
 
 class Rows(NamedTuple):
@@ -60,14 +60,16 @@ def attend(operands: Operands, fixed: Fixed, plan: Plan) -> Rows:
     rows, keys = operand_blocks(operands, plan, size)
     sight, places = fixed_blocks(fixed, plan, size)
 
-    def function(block, group):
+    def function(group: Group, block: tuple[QueryBlock, Sight]) -> Rows:
         return _softmax_rows(block[0], block[1], keys, places, plan, group)
 
-    return Rows(*_map(function, (rows, sight), plan, size))
+    return Rows(*over_queries(function, (rows, sight), plan, size))
 
 
 @attend.defjvp
-def _attend_jvp(plan, primals, tangents):
+def _attend_jvp(
+    plan: Plan, primals: tuple[Operands, Fixed], tangents: tuple[Operands, Fixed]
+) -> tuple[Rows, Rows]:
     rows = attend(*primals, plan)
     output, total = _push(tangents[0], *primals, rows, plan)
     return rows, Rows(output, total, jnp.zeros_like(rows.top))
@@ -85,11 +87,13 @@ def _push(
     done = Rows(*(by_query(by_head(x, plan), plan) for x in columns))
     keys = primals[1], tangents[1]
 
-    def function(block, group):
+    def function(
+        group: Group, block: tuple[QueryBlock, QueryBlock, Rows, Sight]
+    ) -> tuple[jax.Array, jax.Array]:
         rows, pushed, done, sight = block
         return _push_rows(rows, pushed, done, sight, keys, places, plan, group)
 
-    return _map(function, (primals[0], tangents[0], done, sight), plan, size)
+    return over_queries(function, (primals[0], tangents[0], done, sight), plan, size)
 
 
 # One block of queries, q [B, K, G, T, H], over blocks of keys [B, K, S, H]: scores [B, K, G, T, S].
@@ -101,7 +105,7 @@ def _softmax_rows(
     """The top score so far, and Σp and Σp(v − origin) relative to it."""
     queries = _scaled(rows.query, sight, plan)
 
-    def step(carry, block, seen, position):
+    def step(carry: _Sums, block: KeyBlock, seen: jax.Array | None, position: jax.Array) -> _Sums:
         top, total, acc = carry
         s, v = _scores(queries, block, keys.softcap, seen, places, plan)
         new_top = lax.stop_gradient(jnp.maximum(top, jnp.max(s, -1, keepdims=True)))
@@ -112,7 +116,7 @@ def _softmax_rows(
 
     zero, zeros = _zeros(queries.query, keys.value)
     carry = zero + float(jnp.finfo(zero.dtype).min), zero, zeros
-    top, total, acc = _scan(step, carry, keys.between(rows), sight, places, group)
+    top, total, acc = over_keys(step, carry, keys.between(rows), sight, places, group)
     return Rows(acc / _nonzero(total), total, top)
 
 
@@ -135,7 +139,9 @@ def _push_rows(
     queries, pushed_queries = jax.jvp(scaled, (rows.query,), (pushed.query,))
     share = 1 / _nonzero(done.total)
 
-    def pushed_scores(block, seen):
+    def pushed_scores(
+        block: _Pushed, seen: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         scores = partial(_scores, seen=seen, places=places, plan=plan)
         primals = queries, block[0], keys[0].softcap
         (s, v), (s_tangent, v_tangent) = jax.jvp(
@@ -143,11 +149,18 @@ def _push_rows(
         )
         return jnp.exp(s - done.top), s_tangent, v, v_tangent
 
-    def add_mean(mean, block, seen, position):
+    def add_mean(
+        mean: jax.Array, block: _Pushed, seen: jax.Array | None, position: jax.Array
+    ) -> jax.Array:
         e, s_tangent, _, _ = pushed_scores(block, seen)
         return mean + jnp.sum(e * s_tangent, -1, keepdims=True)
 
-    def add_centred(carry, block, seen, position):
+    def add_centred(
+        carry: tuple[jax.Array, jax.Array],
+        block: _Pushed,
+        seen: jax.Array | None,
+        position: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
         e, s_tangent, v, v_tangent = pushed_scores(block, seen)
         w = e * (s_tangent - mean)
         rest = carry[0] + jnp.sum(w, -1, keepdims=True)
@@ -156,8 +169,8 @@ def _push_rows(
 
     zero, zeros = _zeros(queries.query, keys[0].value)
     blocks = keys[0].between(rows), keys[1].between(pushed)
-    mean = share * _scan(add_mean, zero, blocks, sight, places, group)
-    rest, acc = _scan(add_centred, (zero, zeros), blocks, sight, places, group)
+    mean = share * over_keys(add_mean, zero, blocks, sight, places, group)
+    rest, acc = over_keys(add_centred, (zero, zeros), blocks, sight, places, group)
     return share * (acc - rest * done.output), done.total * mean + rest
 
 
@@ -221,80 +234,3 @@ def _zeros(q: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Zeros [B, K, G, T, 1] and [B, K, G, T, D], sharded as q."""
     zero = jnp.zeros_like(q[..., :1])
     return zero, jnp.broadcast_to(zero, (*zero.shape[:-1], v.shape[-1]))
-
-
-def _scan(
-    step: Callable[..., Any], carry: Any, blocks: Any, sight: Sight, places: Places, group: Group
-) -> Any:
-    """`step` over the blocks of keys, except those that no query sees.
-
-    Nothing of a step is kept for a derivative, which computes it again. The second checkpoint, in
-    the branch, keeps JAX from handing on what it computes. Another branch, without a mask for
-    blocks that all queries see, gains 1 % of time on a CPU and costs much compilation.
-    """
-    size, span = jax.tree.leaves(blocks)[0].shape[-2], sight.span
-    xs = blocks, sight.mask, places.positions
-    if group.reach < places.positions.shape[0]:
-        first = sight.first_block
-        xs = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, group.reach), xs)
-
-    @recomputed
-    def body(carry, x):
-        block, mask, position = x
-        if span is None:
-            return step(carry, block, mask, position), None
-        visit = recomputed(partial(_step_in_span, step, size))
-        if not group.skips:
-            return visit(carry, block, mask, span, position), None
-        sees = _anywhere(_sees(span, position, size))
-        return lax.cond(sees, visit, _skip, carry, block, mask, span, position), None
-
-    return lax.scan(body, carry, xs)[0]
-
-
-def _sees(span: tuple[jax.Array, jax.Array], position: jax.Array, size: int) -> jax.Array:
-    """Whether any query sees any key of the block."""
-    start, stop = span
-    begin = jnp.min(jnp.where(start < stop, start, jnp.iinfo(start.dtype).max))
-    return (begin < position + size) & (jnp.max(stop) > position)
-
-
-@custom_vmap
-def _anywhere(sees):
-    """A truth that is one for all examples under vmap.
-
-    By one that differs `lax.cond` would compute both branches, and its derivative would fail: JAX
-    puts a stop_gradient there, which has no transpose.
-    """
-    return sees
-
-
-@_anywhere.def_vmap
-def _anywhere_vmap(size, is_mapped, sees):
-    return _anywhere(jnp.any(sees, 0)), False
-
-
-def _skip(carry, *_):
-    return carry
-
-
-def _step_in_span(step, size, carry, block, mask, span, position):
-    start, stop = span
-    place = position + lax.broadcasted_iota(start.dtype, (1, 1, 1, 1, size), 4)
-    seen = (place >= start) & (place < stop)
-    return step(carry, block, seen if mask is None else seen & mask, position)
-
-
-def _map(function: Callable[..., Any], blocks: Any, plan: Plan, size: int) -> tuple[jax.Array, ...]:
-    """`function` of every block of queries; its first result [B, T, N, D], the others [B, T, N]."""
-    results = []
-    for group in groups_of(plan, size):
-        of_block = partial(function, group=group)
-        part = jax.tree.map(lambda x, group=group: x[group.blocks], blocks)
-        if 0 < plan.queries <= plan.query_block:
-            one = of_block(jax.tree.map(lambda x: x[0], part))
-            results.append(jax.tree.map(lambda x: x[None], one))
-        else:
-            results.append(lax.map(recomputed(of_block), part))
-    output, *columns = (joined(jnp.concatenate(x), plan) for x in zip(*results, strict=True))
-    return output, *(x[..., 0] for x in columns)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsoftjac._checks import wide
+from jaxsoftjac.curvature._linearization import Model
 from jaxsoftjac.curvature._vocabulary_factor import VocabularyFactor
 from jaxsoftjac.functions import softmax
 from jaxsoftjac.losses import (
@@ -24,6 +25,7 @@ from jaxsoftjac.operators import SoftmaxJacobian
 Loss = str | Callable[..., jax.Array]
 Head = str | tuple[str, str] | Callable[[Any], Any]
 Product = Callable[[Any], Any]
+Operands = tuple[jax.Array, ...]  # hidden [..., D], kernel [D, V], and perhaps a bias [V]
 _BLOCK_ELEMENTS = 2**17  # logits of one block of classes, in all examples: 0.5 MB in float32
 _OF_MODEL = ("ignore_index", "weights", "block_size", "logit_softcap")
 
@@ -31,7 +33,7 @@ _OF_MODEL = ("ignore_index", "weights", "block_size", "logit_softcap")
 class Objective(Protocol):
     """What stands on the model: its outputs as a function of the parameters, and their loss."""
 
-    def outputs(self, model: Callable[..., Any], params: Any, inputs: Any) -> Any:
+    def outputs(self, model: Model, params: Any, inputs: Any) -> Any:
         """The outputs z on which the loss stands."""
         ...
 
@@ -80,10 +82,10 @@ class _OnLogits:
     kind: Loss
     options: Mapping[str, Any]
 
-    def outputs(self, model, params, inputs):
+    def outputs(self, model: Model, params: Any, inputs: Any) -> jax.Array:
         return model(params, inputs)
 
-    def loss(self, z, labels):
+    def loss(self, z: jax.Array, labels: Any) -> jax.Array:
         shape = jax.eval_shape(self._losses, z, labels).shape
         if shape != z.shape[:-1]:
             raise ValueError(
@@ -93,7 +95,7 @@ class _OnLogits:
         losses = self._losses(jnp.where(kept[..., None], z, 0), labels)
         return jnp.sum(shares.astype(losses.dtype) * losses)
 
-    def hessian(self, z, labels):
+    def hessian(self, z: jax.Array, labels: Any) -> Product:
         jax.eval_shape(self.loss, z, labels)  # raises where they do not fit
         if self.kind != "cross_entropy" or set(self.options) - {"ignore_index", "weights"}:
             return jax.linearize(jax.grad(partial(self.loss, labels=labels)), z)[1]
@@ -104,18 +106,18 @@ class _OnLogits:
             shares = jnp.where(outside, jnp.nan, shares)
         return _mean_softmax_hessian(z, kept, shares)
 
-    def fisher(self, z, labels):
+    def fisher(self, z: jax.Array, labels: Any) -> Product:
         return _mean_softmax_hessian(z, *shares_of(z, labels, self.options))
 
-    def sampled_fisher(self, z, labels, key, samples):
+    def sampled_fisher(self, z: jax.Array, labels: Any, key: jax.Array, samples: int) -> Product:
         J, shares = self._jacobian(z, labels)
         scale = (shares / samples)[..., None]
         keys = jax.random.split(key, samples)
 
-        def product(v):
+        def product(v: jax.Array) -> jax.Array:
             v = v.astype(J.sigma.dtype)
 
-            def add(total, key):
+            def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
                 signs = jax.random.rademacher(key, z.shape, v.dtype)
                 along = jnp.sum(signs * J.factor_t_mv(v), axis=-1, keepdims=True)
                 return total + J.factor_mv(signs) * along, None
@@ -124,16 +126,16 @@ class _OnLogits:
 
         return product
 
-    def sampled_cotangent(self, z, labels, key):
+    def sampled_cotangent(self, z: jax.Array, labels: Any, key: jax.Array) -> jax.Array:
         J, shares = self._jacobian(z, labels)
         signs = jax.random.rademacher(key, z.shape, J.sigma.dtype)
         return (jnp.sqrt(shares)[..., None] * J.factor_mv(signs)).astype(z.dtype)
 
-    def _losses(self, z, labels):
+    def _losses(self, z: jax.Array, labels: Any) -> jax.Array:
         options = {k: v for k, v in self.options.items() if k != "weights"}
         return (self.kind if callable(self.kind) else cross_entropy)(z, labels, **options)
 
-    def _jacobian(self, z, labels):
+    def _jacobian(self, z: jax.Array, labels: Any) -> tuple[SoftmaxJacobian, jax.Array]:
         kept, shares = shares_of(z, labels, self.options)
         return SoftmaxJacobian.from_logits(wide(jnp.where(kept[..., None], z, 0))), shares
 
@@ -143,7 +145,7 @@ class _OnHidden:
     head: Head
     options: Mapping[str, Any]
 
-    def outputs(self, model, params, inputs):
+    def outputs(self, model: Model, params: Any, inputs: Any) -> Operands:
         if callable(self.head):
             layer = self.head(params)
         elif isinstance(self.head, str):
@@ -152,38 +154,38 @@ class _OnHidden:
             layer = tuple(params[key] for key in self.head)
         return (model(params, inputs), *(layer if isinstance(layer, tuple) else (layer,)))
 
-    def loss(self, z, labels):
+    def loss(self, z: Operands, labels: Any) -> jax.Array:
         bias = {"bias": z[2]} if len(z) == 3 else {}
         return linear_cross_entropy(z[0], z[1], labels, **bias, **self.options, reduction="mean")
 
-    def hessian(self, z, labels):
+    def hessian(self, z: Operands, labels: Any) -> Product:
         return self._hessian(z, labels, self.options)
 
-    def fisher(self, z, labels):
+    def fisher(self, z: Operands, labels: Any) -> Product:
         kept, _ = shares_of(z[0], labels, self.options)
         options = {**self.options, "ignore_index": -1}
         return self._hessian(z, jnp.where(kept, 0, -1), options)
 
-    def sampled_fisher(self, z, labels, key, samples):
+    def sampled_fisher(self, z: Operands, labels: Any, key: jax.Array, samples: int) -> Product:
         factor, keys = self._factor(z, labels), jax.random.split(key, samples)
 
-        def product(v):
+        def product(v: Operands) -> Operands:
             total = jax.lax.map(lambda key: factor.outer_product(key, v), keys)
             return jax.tree.map(lambda a: jnp.sum(a, axis=0) / samples, total)
 
         return product
 
-    def sampled_cotangent(self, z, labels, key):
+    def sampled_cotangent(self, z: Operands, labels: Any, key: jax.Array) -> Operands:
         return self._factor(z, labels).cotangent(key)
 
-    def _hessian(self, z, labels, options):
+    def _hessian(self, z: Operands, labels: Any, options: Mapping[str, Any]) -> Product:
         options = {**options, "block_size": self._block_size(z)}
         bias = {"bias": z[2]} if len(z) == 3 else {}
         return lambda v: linear_cross_entropy_gauss_newton(
             z[0], z[1], labels, v, **bias, **options, reduction="mean"
         )
 
-    def _factor(self, z, labels):
+    def _factor(self, z: Operands, labels: Any) -> VocabularyFactor:
         kept, shares = shares_of(z[0], labels, self.options)
         hidden = jnp.where(kept[..., None], z[0], 0)
         return VocabularyFactor(
@@ -193,7 +195,7 @@ class _OnHidden:
             logit_softcap=self.options.get("logit_softcap"),
         )
 
-    def _block_size(self, z):
+    def _block_size(self, z: Operands) -> int:
         """Classes per block: a product holds several blocks at once, where a loss holds one."""
         rows, classes = z[0].size // max(1, z[0].shape[-1]), z[1].shape[-1]
         widest = min(classes, max(128, _BLOCK_ELEMENTS // max(1, rows)))

@@ -122,7 +122,9 @@ class VocabularyFactor:
         y = jnp.matmul(hidden.astype(self._dtype), kernel.astype(self._dtype))
         return self._capped(y, *(b[None] for b in bias))
 
-    def _logits_at(self, pivot: jax.Array, hidden: jax.Array, kernel: jax.Array, *bias: jax.Array):
+    def _logits_at(
+        self, pivot: jax.Array, hidden: jax.Array, kernel: jax.Array, *bias: jax.Array
+    ) -> jax.Array:
         """The logits of one class for each row."""
         columns = jnp.take(kernel, jnp.maximum(pivot, 0), axis=1).T.astype(self._dtype)
         y = jnp.sum(hidden.astype(self._dtype) * columns, axis=-1)

@@ -107,7 +107,7 @@ def attention_flow(
     scale = 1 / math.sqrt(H) if scale is None else scale
     size = min(T, block_size or max(1, _BLOCK_ELEMENTS // max(1, math.prod(lead) * N * S)))
 
-    def block(start):
+    def block(start: jax.Array) -> GradientFlow:
         t = jnp.minimum(start + jnp.arange(size), T - 1)
         logits = scale * _products(jnp.take(q, t, axis=-3), k)
         if logit_softcap is not None:
@@ -132,7 +132,15 @@ def _products(q: jax.Array, k: jax.Array) -> jax.Array:
     return products.reshape(*q.shape[:-3], q.shape[-2], *products.shape[-2:])
 
 
-def _conditions(t, S, mask, is_causal, window, query_lengths, key_lengths) -> Iterator[jax.Array]:
+def _conditions(
+    t: jax.Array,
+    S: int,
+    mask: jax.Array | None,
+    is_causal: bool,
+    window: int | tuple[int, int] | None,
+    query_lengths: jax.Array | None,
+    key_lengths: jax.Array | None,
+) -> Iterator[jax.Array]:
     """What the options demand of queries t and all keys, each broadcastable to [..., N, T, S]."""
     rows, columns = t[:, None], jnp.arange(S)[None, :]
     if mask is not None:

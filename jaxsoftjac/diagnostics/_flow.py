@@ -146,7 +146,7 @@ def summarize(
     counted = (flow.classes >= 2) | jnp.isnan(flow.entropy)
     rows = jnp.sum(counted, axis=axes)
 
-    def quantiles(field):
+    def quantiles(field: jax.Array) -> jax.Array:
         field = jnp.where(counted, field.astype(flow.entropy.dtype), jnp.nan)
         spoilt = jnp.any(counted & jnp.isnan(field), axis=axes)
         at = jnp.asarray(levels, field.dtype)
@@ -191,7 +191,7 @@ def temperature_sweep(
         raise ValueError(f"`temperatures` must have shape (n,), got {temperatures.shape}")
     temperatures = temperatures.astype(x.dtype)
 
-    def at(temperature):
+    def at(temperature: jax.Array) -> GradientFlow:
         positive = jnp.where(temperature > 0, temperature, jnp.nan)
         return gradient_flow(x / positive, axis=axis, where=where)
 

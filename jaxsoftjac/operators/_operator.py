@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, same_shape, wide, working_dtype
@@ -63,7 +64,7 @@ class SoftmaxJacobian:
 
     sigma: jax.Array
     log_sigma: jax.Array | None
-    dtype: Any
+    dtype: jnp.dtype
 
     def __init__(self, sigma: ArrayLike):
         """J of given probabilities."""
@@ -267,23 +268,25 @@ class SoftmaxJacobian:
         log_sigma = None if self.log_sigma is None else self.log_sigma.astype(compute)
         return v.astype(compute), self._make(self.sigma.astype(compute), log_sigma, dtype), dtype
 
-    def _set(self, sigma, log_sigma, dtype):
+    def _set(self, sigma: jax.Array, log_sigma: jax.Array | None, dtype: jnp.dtype) -> None:
         for name, value in (("sigma", sigma), ("log_sigma", log_sigma), ("dtype", dtype)):
             object.__setattr__(self, name, value)
 
     @classmethod
-    def _make(cls, sigma, log_sigma, dtype) -> "SoftmaxJacobian":
+    def _make(
+        cls, sigma: jax.Array, log_sigma: jax.Array | None, dtype: jnp.dtype
+    ) -> "SoftmaxJacobian":
         operator = object.__new__(cls)
         operator._set(sigma, log_sigma, dtype)
         return operator
 
-    def tree_flatten_with_keys(self):
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], jnp.dtype]:
         """Leaves σ and log σ; the dtype is static."""
-        keys = jax.tree_util.GetAttrKey("sigma"), jax.tree_util.GetAttrKey("log_sigma")
+        keys = GetAttrKey("sigma"), GetAttrKey("log_sigma")
         return tuple(zip(keys, (self.sigma, self.log_sigma), strict=True)), self.dtype
 
     @classmethod
-    def tree_unflatten(cls, dtype, leaves):
+    def tree_unflatten(cls, dtype: jnp.dtype, leaves: tuple[Any, Any]) -> "SoftmaxJacobian":
         """The operator of given leaves, unchecked: they need not be arrays."""
         sigma, log_sigma = leaves
         return cls._make(sigma, log_sigma, dtype)

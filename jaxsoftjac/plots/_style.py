@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.5, 7.2  # inches
@@ -50,7 +52,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 @contextmanager
-def journal_style(width: float, height: float):
+def journal_style(width: float, height: float) -> Iterator[Figure]:
     """A new Figure, and small type for all that is drawn into it."""
     figure = new_figure(width, height)
     from matplotlib import rc_context
@@ -59,7 +61,7 @@ def journal_style(width: float, height: float):
         yield figure
 
 
-def whole_ticks(axis) -> None:
+def whole_ticks(axis: Axis) -> None:
     """Whole numbers only, and at most about ten of them, or five where they are long."""
     from matplotlib.ticker import MaxNLocator
 
