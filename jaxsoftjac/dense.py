@@ -52,6 +52,11 @@ def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
     Raises:
         TypeError: `x` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range or named twice, or `where` does not broadcast to `x`.
+
+    Examples:
+        >>> J = softmax_jacobian(jnp.array([30.0, 0.0], "float32"))     # σ₀ rounds to 1, yet
+        >>> print(f"{J[0, 0]:.2e} {J[0, 1]:.2e}")
+        9.36e-14 -9.36e-14
     """
     sigma, _, dtype = _probabilities(x, axis, where)
     return dense_jacobian(sigma).astype(dtype)
@@ -64,6 +69,10 @@ def log_softmax_jacobian(
 
     Cost: O(K²) per row. Arguments, result and errors as for `softmax_jacobian`; rows of excluded
     classes and of −∞ logits are 0.
+
+    >>> print(log_softmax_jacobian(jnp.array([0.0, 0.0])))
+    [[ 0.5 -0.5]
+     [-0.5  0.5]]
     """
     sigma, kept, dtype = _probabilities(x, axis, where)
     return _log_jacobian(sigma, kept).astype(dtype)
@@ -85,6 +94,11 @@ def softmax_hessian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = Non
     Raises:
         TypeError: `x` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range or named twice, or `where` does not broadcast to `x`.
+
+    Examples:
+        >>> hessian = softmax_hessian(jnp.array([0.0, math.log(3)]))    # σ = (¼, ¾)
+        >>> print(hessian.shape, f"{hessian[0, 0, 0]:.3f}")
+        (2, 2, 2) 0.094
     """
     sigma, kept, dtype = _probabilities(x, axis, where)
     log_jacobian = _log_jacobian(sigma, kept)
@@ -128,6 +142,11 @@ def cross_entropy_hessian(
     Raises:
         TypeError: as `cross_entropy`.
         ValueError: as `cross_entropy`.
+
+    Examples:
+        >>> print(cross_entropy_hessian(jnp.zeros(2), 0))       # J, whatever the label
+        [[ 0.25 -0.25]
+         [-0.25  0.25]]
     """
     options = checked_options(label_smoothing, z_loss)
     x, labels, ignored, classes = checked_arguments(

@@ -41,6 +41,13 @@ def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
     Raises:
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
+
+    Examples:
+        A common part of the vector costs no digits:
+
+        >>> v, sigma = jnp.array([1e6, 1e6 + 1, 1e6]), jnp.array([0.5, 0.25, 0.25])
+        >>> print(softmax_vjp(v, sigma))
+        [-0.125   0.1875 -0.0625]
     """
     v, sigma, classes, dtype = _prepare("grad_output", grad_output, sigma, axis)
     return _compiled(v, sigma, function=softmax_product, classes=classes).astype(dtype)
@@ -50,6 +57,10 @@ def softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Ar
     """Derivative of softmax along `tangent`: Jẋ = σ⊙(ẋ − ⟨σ, ẋ⟩).
 
     The same program as `softmax_vjp`, because J = Jᵀ; see there for cost, arguments and errors.
+
+    >>> sigma = jnp.array([0.5, 0.25, 0.25])
+    >>> print(softmax_jvp(jnp.array([0.0, 1.0, 0.0]), sigma))   # what a rise of logit 1 does to σ
+    [-0.125   0.1875 -0.0625]
     """
     v, sigma, classes, dtype = _prepare("tangent", tangent, sigma, axis)
     return _compiled(v, sigma, function=softmax_product, classes=classes).astype(dtype)
@@ -74,6 +85,13 @@ def log_softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -
     Raises:
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
+
+    Examples:
+        Of a one-hot vector, it is minus the gradient of cross-entropy:
+
+        >>> label, sigma = jnp.array([0.0, 1.0, 0.0]), jnp.array([0.5, 0.25, 0.25])
+        >>> print(log_softmax_vjp(label, sigma))
+        [-0.5   0.75 -0.25]
     """
     g, sigma, classes, dtype = _prepare("grad_output", grad_output, sigma, axis)
     return _compiled(g, sigma, function=log_softmax_pullback, classes=classes).astype(dtype)
@@ -83,6 +101,9 @@ def log_softmax_jvp(tangent: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
     """Derivative of log-softmax along `tangent`: ẋ − ⟨σ, ẋ⟩, the tangent less its mean under σ.
 
     Cost: O(K). Arguments and errors as for `log_softmax_vjp`.
+
+    >>> print(log_softmax_jvp(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.5, 0.25, 0.25])))
+    [ 0.5 -0.5 -0.5]
     """
     v, sigma, classes, dtype = _prepare("tangent", tangent, sigma, axis)
     return _compiled(v, sigma, function=centre, classes=classes).astype(dtype)
@@ -109,6 +130,11 @@ def softmax_second_derivative(
     Raises:
         TypeError: an argument is boolean or complex.
         ValueError: the shapes differ, or `axis` is out of range.
+
+    Examples:
+        >>> along, sigma = jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75])
+        >>> print(softmax_second_derivative(along, along, sigma))   # σ(1 − σ)(1 − 2σ) at σ = ¼
+        [ 0.09375 -0.09375]
     """
     u, _, classes, u_dtype = _prepare("u", u, sigma, axis)
     v, sigma, classes, v_dtype = _prepare("v", v, sigma, axis)

@@ -43,6 +43,12 @@ def jacobian(
 
     Raises:
         ValueError: `mode` or `batch_ndim` is not among the above.
+
+    Examples:
+        >>> from jaxsoftjac.functions import softmax
+        >>> of_examples = jacobian(lambda x, t: softmax(x / t), batch_ndim=1)
+        >>> print(of_examples(jnp.zeros((5, 3)), t=2.0).shape)
+        (5, 3, 3)
     """
     transforms = {"auto": _jacobian, "forward": jax.jacfwd, "reverse": jax.jacrev}
     if mode not in transforms:
@@ -68,6 +74,12 @@ def hessian(
 
     Raises:
         ValueError: `batch_ndim` is negative.
+
+    Examples:
+        >>> from jaxsoftjac.functions import logsumexp
+        >>> print(hessian(logsumexp)(jnp.zeros(2)))
+        [[ 0.25 -0.25]
+         [-0.25  0.25]]
     """
 
     def dense(fun: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
@@ -95,6 +107,13 @@ def hvp(
 
     Raises:
         ValueError: the tangents differ in structure or shape from the arguments at `argnums`.
+
+    Examples:
+        >>> def loss(params):
+        ...     return params["scale"] * params["shift"] ** 2
+        >>> at, along = {"scale": 1.0, "shift": 3.0}, {"scale": 0.0, "shift": 1.0}
+        >>> print(jax.tree.map(float, hvp(loss)(at, along)))
+        {'scale': 6.0, 'shift': 2.0}
     """
 
     def product(*primals_and_tangents: Any, **shared: Any) -> Any:

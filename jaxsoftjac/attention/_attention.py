@@ -133,11 +133,6 @@ def dot_product_attention(
     the derivatives is PᵀDP with P = I − 1pᵀ, D = diag(p), on keys and values from which their mean
     is taken: their common part costs no digits.
 
-    >>> import jax, jax.numpy as jnp
-    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 8, 2, 4))
-    >>> print(jax.grad(lambda q: jnp.sum(dot_product_attention(q, k, v, is_causal=True)))(q).shape)
-    (1, 8, 2, 4)
-
     Cost: O(T·S·H) time. Bias and its gradient are as large as the bias that is given. A call
     outside `jit` is compiled once for each set of shapes and options.
 
@@ -181,6 +176,12 @@ def dot_product_attention(
         TypeError: an array is boolean or complex, the dtypes of query, key and value differ,
             `mask` is not boolean, lengths are not integers, or an option is of another kind.
         ValueError: shapes do not fit each other, or an option is out of range.
+
+    Examples:
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 8, 2, 4))
+        >>> o, lse = dot_product_attention(q, k, v, is_causal=True, return_residual=True)
+        >>> print(o.shape, lse.shape, jnp.allclose(o[:, 0], v[:, 0], atol=1e-6))
+        (1, 8, 2, 4) (1, 8, 2) True
     """
     q, k, v = checked_operands(query, key, value)
     if implementation not in (None, "xla"):

@@ -32,12 +32,6 @@ def as_flax_attention(
     It trains with dropout and decodes with a cache, as Flax's own function does, and never forms
     the map of weights.
 
-    >>> from flax import nnx
-    >>> options = dict(num_heads=2, in_features=8, decode=False, rngs=nnx.Rngs(0))
-    >>> layer = nnx.MultiHeadAttention(**options, attention_fn=as_flax_attention)
-    >>> print(layer(jnp.ones((3, 5, 8), "float32")).shape)
-    (3, 5, 8)
-
     Cost: O(T·S·H) time, O(T + S) memory.
 
     Args:
@@ -60,6 +54,13 @@ def as_flax_attention(
 
     Raises:
         TypeError, ValueError: as `dot_product_attention`; ValueError for a `module`.
+
+    Examples:
+        >>> from flax import nnx
+        >>> options = dict(num_heads=2, in_features=8, decode=False, rngs=nnx.Rngs(0))
+        >>> layer = nnx.MultiHeadAttention(**options, attention_fn=as_flax_attention)
+        >>> print(layer(jnp.ones((3, 5, 8), "float32")).shape)
+        (3, 5, 8)
     """
     if module is not None:
         raise ValueError(

@@ -1,7 +1,6 @@
 """Gauss–Newton and Fisher products, exact."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Protocol, overload
 
 import jax
 from jax.typing import ArrayLike
@@ -16,6 +15,46 @@ from jaxsoftjac.curvature._linearization import (
 from jaxsoftjac.curvature._objective import Head, Loss, Product, fisher_objective, objective_of
 
 
+class CurvatureProduct(Protocol):
+    """The product of a matrix at some parameters, on a batch, with tangents of the parameters."""
+
+    def __call__(self, params: Any, inputs: Any, labels: Any, tangents: Any) -> Any:
+        """The product, in the structure of the parameters."""
+        ...
+
+
+class LinearizedProduct(Protocol):
+    """The matrix at some parameters, on a batch, and what the same linearisation gives."""
+
+    def __call__(self, params: Any, inputs: Any, labels: Any) -> tuple[jax.Array, Any, Product]:
+        """The loss, its gradient, and the product as a function of tangents."""
+        ...
+
+
+@overload
+def gauss_newton_product(
+    model: Model,
+    loss: Loss = "cross_entropy",
+    *,
+    damping: ArrayLike = 0.0,
+    linearized: Literal[False] = False,
+    head: Head | None = None,
+    **options: Any,
+) -> CurvatureProduct: ...
+
+
+@overload
+def gauss_newton_product(
+    model: Model,
+    loss: Loss = "cross_entropy",
+    *,
+    damping: ArrayLike = 0.0,
+    linearized: Literal[True],
+    head: Head | None = None,
+    **options: Any,
+) -> LinearizedProduct: ...
+
+
 def gauss_newton_product(
     model: Model,
     loss: Loss = "cross_entropy",
@@ -24,7 +63,7 @@ def gauss_newton_product(
     linearized: bool = False,
     head: Head | None = None,
     **options: Any,
-) -> Callable[..., Any]:
+) -> CurvatureProduct | LinearizedProduct:
     """Product with the Gauss–Newton matrix of the mean loss: v ↦ JᵀHJv + damping·v.
 
     One linearisation of the model serves v ↦ Jv and its transpose. H is the softmax Jacobian of
@@ -81,7 +120,7 @@ def gauss_newton_product(
 
 def fisher_product(
     model: Model, *, damping: ArrayLike = 0.0, head: Head | None = None, **options: Any
-) -> Callable[..., Any]:
+) -> CurvatureProduct:
     """Product with the Fisher matrix, E over the model's own labels of ∇log p ∇log pᵀ.
 
     For logits it is the Gauss–Newton matrix of cross-entropy, computed as such. Labels, which may

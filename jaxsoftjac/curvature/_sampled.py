@@ -9,7 +9,7 @@ J = FFᵀ with F = diag(√σ) − σ√σᵀ, a product with which is O(K).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,32 @@ from jaxsoftjac.curvature._objective import Head, Objective, fisher_objective, s
 from jaxsoftjac.operators import SoftmaxJacobian
 
 
+class SampledProduct(Protocol):
+    """The product of a sampled matrix with tangents of the parameters."""
+
+    def __call__(
+        self, params: Any, inputs: Any, key: jax.Array, tangents: Any, labels: Any = None
+    ) -> Any:
+        """The product, in the structure of the parameters."""
+        ...
+
+
+class Diagonal(Protocol):
+    """The diagonal of a matrix at some parameters, on a batch."""
+
+    def __call__(self, params: Any, inputs: Any, labels: Any = None) -> Any:
+        """The diagonal, in the structure of the parameters."""
+        ...
+
+
+class SampledDiagonal(Protocol):
+    """An estimate of it."""
+
+    def __call__(self, params: Any, inputs: Any, key: jax.Array, labels: Any = None) -> Any:
+        """The estimate, in the structure of the parameters."""
+        ...
+
+
 def sampled_fisher_product(
     model: Model,
     *,
@@ -35,7 +61,7 @@ def sampled_fisher_product(
     damping: ArrayLike = 0.0,
     head: Head | None = None,
     **options: Any,
-) -> Callable[..., Any]:
+) -> SampledProduct:
     """Product with a Monte Carlo Fisher matrix of rank ≤ samples·N, unbiased.
 
     J = FFᵀ with F = diag(√σ) − σ√σᵀ, so that E[(Fε)(Fε)ᵀ] = J for random signs ε: each example's H
@@ -78,9 +104,21 @@ def sampled_fisher_product(
     return product
 
 
+@overload
+def gauss_newton_diagonal(
+    model: Model, *, samples: None = None, head: None = None, **options: Any
+) -> Diagonal: ...
+
+
+@overload
+def gauss_newton_diagonal(
+    model: Model, *, samples: int, head: Head | None = None, **options: Any
+) -> SampledDiagonal: ...
+
+
 def gauss_newton_diagonal(
     model: Model, *, samples: int | None = None, head: Head | None = None, **options: Any
-) -> Callable[..., Any]:
+) -> Diagonal | SampledDiagonal:
     """Diagonal of the Gauss–Newton matrix of mean cross-entropy, exact or sampled.
 
     Exact: Σ (JₙᵀF eⱼ)² over examples n and outputs j. Sampled: the mean of (Σₙ JₙᵀFεₙ)² over
@@ -113,9 +151,11 @@ def gauss_newton_diagonal(
     if samples is None:
         if head is not None:
             raise ValueError("`samples` must be given where `head` is: a backward pass a class")
-        return lambda params, inputs, labels=None: _exact_diagonal(
-            model, params, inputs, labels, options
-        )
+
+        def exact(params: Any, inputs: Any, labels: Any = None) -> Any:
+            return _exact_diagonal(model, params, inputs, labels, options)
+
+        return exact
     if samples < 1:
         raise ValueError(f"`samples` must be ≥ 1 or None, got {samples}")
 

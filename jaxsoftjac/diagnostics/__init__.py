@@ -10,12 +10,8 @@
 """
 
 from jaxsoftjac.diagnostics._attention_flow import attention_flow as attention_flow
-from jaxsoftjac.diagnostics._flow import FlowSummary as FlowSummary
 from jaxsoftjac.diagnostics._flow import GradientFlow as GradientFlow
-from jaxsoftjac.diagnostics._flow import TemperatureSweep as TemperatureSweep
 from jaxsoftjac.diagnostics._flow import gradient_flow as gradient_flow
-from jaxsoftjac.diagnostics._flow import summarize as summarize
-from jaxsoftjac.diagnostics._flow import temperature_sweep as temperature_sweep
 from jaxsoftjac.diagnostics._probes import JacobianProbes as JacobianProbes
 from jaxsoftjac.diagnostics._probes import probe_jacobian_properties as probe_jacobian_properties
 from jaxsoftjac.diagnostics._properties import JacobianProperties as JacobianProperties
@@ -24,3 +20,7 @@ from jaxsoftjac.diagnostics._properties import (
 )
 from jaxsoftjac.diagnostics._rounding import ProductErrors as ProductErrors
 from jaxsoftjac.diagnostics._rounding import product_errors as product_errors
+from jaxsoftjac.diagnostics._summaries import FlowSummary as FlowSummary
+from jaxsoftjac.diagnostics._summaries import TemperatureSweep as TemperatureSweep
+from jaxsoftjac.diagnostics._summaries import summarize as summarize
+from jaxsoftjac.diagnostics._summaries import temperature_sweep as temperature_sweep

@@ -94,6 +94,12 @@ def attention_flow(
     Raises:
         TypeError: `query`, `key` or `bias` is boolean or complex, or `mask` is not boolean.
         ValueError: shapes do not fit, or `logit_softcap` or `block_size` is not positive.
+
+    Examples:
+        >>> q, k = jax.random.normal(jax.random.key(0), (2, 6, 2, 4))  # 6 places, 2 heads
+        >>> flow = attention_flow(q, k, is_causal=True)
+        >>> print(flow.entropy_share.shape, flow.classes[0])
+        (2, 6) [1 2 3 4 5 6]
     """
     q, k = _heads(query, key)
     lead, (T, N, H), S = q.shape[:-3], q.shape[-3:], k.shape[-3]

@@ -42,6 +42,11 @@ class GradientFlow(NamedTuple):
             that the product σ⊙(v − ⟨σ, v⟩) loses; float32 has 7.2. A common offset of v adds to it.
         is_collapsed: float32 rounds σ_max to 1, so that where the top class is the true one the
             plain gradient σ − t vanishes at it and at it alone (softmax collapse).
+
+    Examples:
+        >>> flow = gradient_flow(jnp.zeros((2, 4), jnp.float32))
+        >>> print(flow.entropy_share, flow.classes)
+        [1. 1.] [4 4]
     """
 
     classes: jax.Array
@@ -58,34 +63,6 @@ class GradientFlow(NamedTuple):
     saturation: jax.Array
     digits_lost: jax.Array
     is_collapsed: jax.Array
-
-
-class FlowSummary(NamedTuple):
-    """What `summarize` makes of many rows.
-
-    Attributes:
-        levels: the Q quantile levels, [Q].
-        rows: how many rows with at least two classes there are.
-        collapsed_share: the share of them that `is_collapsed`.
-        quantiles: a `GradientFlow` of quantiles, [Q, ...] each.
-    """
-
-    levels: jax.Array
-    rows: jax.Array
-    collapsed_share: jax.Array
-    quantiles: GradientFlow
-
-
-class TemperatureSweep(NamedTuple):
-    """The flow of `x / T` for each temperature T.
-
-    Attributes:
-        temperatures: T, [n].
-        flow: a `GradientFlow` with a leading axis of n.
-    """
-
-    temperatures: jax.Array
-    flow: GradientFlow
 
 
 def gradient_flow(x: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> GradientFlow:
@@ -107,6 +84,11 @@ def gradient_flow(x: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = No
     Raises:
         TypeError: `x` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range, there are no classes, or `where` does not broadcast.
+
+    Examples:
+        >>> rows = jnp.array([[0.0, 0.0, 0.0, 0.0], [20.0, 0.0, 0.0, 0.0]], jnp.float32)
+        >>> print([f"{gain:.1e}" for gain in gradient_flow(rows).gradient_gain])
+        ['2.5e-01', '5.0e-09']
     """
     x = as_real("x", x)
     axes = canonical_axes(axis, x.ndim)
@@ -117,85 +99,6 @@ def gradient_flow(x: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = No
         raise ValueError(f"`x` must have at least one class on `axis`, got shape {x.shape}")
     rows = jnp.moveaxis(x, axes, range(-len(axes), 0)).reshape(*batch, -1)
     return _flow(rows)
-
-
-def summarize(
-    flow: GradientFlow,
-    *,
-    axis: Axis = None,
-    levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
-) -> FlowSummary:
-    """Quantiles of a flow over its rows, each of them the value of one row.
-
-    Rows with fewer than two classes (the first of causal attention) are left out; a NaN is not.
-
-    Args:
-        flow: what `gradient_flow` or `attention_flow` returned.
-        axis: axis or axes to reduce; None for all. (0, 2) of [B, N, T] gives one summary per head.
-        levels: of the quantiles, in [0, 1].
-
-    Returns:
-        A `FlowSummary`; NaN where no row counts, or one of them is NaN.
-
-    Raises:
-        ValueError: `axis` is out of range, or a level does not lie in [0, 1].
-    """
-    axes = canonical_axes(axis, flow.classes.ndim)
-    if not all(0 <= level <= 1 for level in levels):
-        raise ValueError(f"`levels` must lie in [0, 1], got {levels}")
-    counted = (flow.classes >= 2) | jnp.isnan(flow.entropy)
-    rows = jnp.sum(counted, axis=axes)
-
-    def quantiles(field: jax.Array) -> jax.Array:
-        field = jnp.where(counted, field.astype(flow.entropy.dtype), jnp.nan)
-        spoilt = jnp.any(counted & jnp.isnan(field), axis=axes)
-        at = jnp.asarray(levels, field.dtype)
-        found = jnp.nanquantile(field, at, axis=axes, method="nearest")
-        return jnp.where(jnp.broadcast_to(spoilt, found.shape), jnp.nan, found)
-
-    collapsed = jnp.sum(counted & flow.is_collapsed, axis=axes)
-    return FlowSummary(
-        levels=jnp.asarray(levels, flow.entropy.dtype),
-        rows=rows,
-        collapsed_share=(collapsed / rows).astype(flow.entropy.dtype),
-        quantiles=jax.tree.map(quantiles, flow),
-    )
-
-
-def temperature_sweep(
-    x: ArrayLike,
-    temperatures: ArrayLike,
-    *,
-    axis: Axis = -1,
-    where: ArrayLike | None = None,
-) -> TemperatureSweep:
-    """The gradient flow of `x / T` at each temperature T.
-
-    Cost: O(nK) time per row and O(K) memory beside the result: temperatures are taken in turn.
-
-    Args:
-        x: logits [..., K].
-        temperatures: n positive numbers; the flow at any other is NaN.
-        axis: as for `gradient_flow`.
-        where: as for `gradient_flow`.
-
-    Returns:
-        The temperatures and the flow, with a leading axis of n.
-
-    Raises:
-        TypeError: as `gradient_flow`, or `temperatures` are boolean or complex.
-        ValueError: as `gradient_flow`, or `temperatures` do not have shape (n,).
-    """
-    x, temperatures = wide(as_real("x", x)), as_real("temperatures", temperatures)
-    if temperatures.ndim != 1:
-        raise ValueError(f"`temperatures` must have shape (n,), got {temperatures.shape}")
-    temperatures = temperatures.astype(x.dtype)
-
-    def at(temperature: jax.Array) -> GradientFlow:
-        positive = jnp.where(temperature > 0, temperature, jnp.nan)
-        return gradient_flow(x / positive, axis=axis, where=where)
-
-    return TemperatureSweep(temperatures, jax.lax.map(at, temperatures))
 
 
 class _Ratios(NamedTuple):

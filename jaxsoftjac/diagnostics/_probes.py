@@ -46,6 +46,11 @@ class JacobianProbes(NamedTuple):
         largest_eigenvalue_is_bounded: the Rayleigh quotient is under the upper bound, and that 1/2.
         agrees_with_autodiff: formula, reverse and forward mode agree.
         all_hold: all of the above.
+
+    Examples:
+        >>> probes = probe_jacobian_properties(jnp.zeros(4))
+        >>> print(probes.trace, probes.annihilates_ones)
+        0.75 True
     """
 
     tolerance: jax.Array
@@ -84,6 +89,11 @@ def probe_jacobian_properties(x: ArrayLike) -> JacobianProbes:
     Raises:
         TypeError: `x` is boolean or complex.
         ValueError: `x` has no class axis or no classes.
+
+    Examples:
+        >>> probes = probe_jacobian_properties(jnp.array([30.0, 0.0, 0.0, 0.0]))
+        >>> print(probes.is_symmetric, probes.agrees_with_autodiff, f"{probes.quadratic_form:.1e}")
+        True True 5.8e-13
     """
     return over_rows(_probe_row, x)
 

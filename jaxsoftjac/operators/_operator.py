@@ -1,11 +1,10 @@
 """The operator itself: its methods, and the derivatives along which σ moves."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike
 
@@ -19,6 +18,8 @@ from jaxsoftjac._closed_forms import (
 from jaxsoftjac._rows import LAST, class_logits
 from jaxsoftjac.functions import log_softmax_rows, softmax_rows
 from jaxsoftjac.operators import _secular
+from jaxsoftjac.operators._arguments import checked_damping, checked_sigma
+from jaxsoftjac.operators._lineax import semidefinite_operator
 from jaxsoftjac.operators._matrix_products import (
     damped_solution,
     factor_product,
@@ -28,6 +29,10 @@ from jaxsoftjac.operators._matrix_products import (
     square_root_product,
     variance,
 )
+from jaxsoftjac.operators._probabilities import Probabilities
+
+if TYPE_CHECKING:
+    from lineax import FunctionLinearOperator
 
 
 class Eigh(NamedTuple):
@@ -60,6 +65,11 @@ class SoftmaxJacobian:
     Raises:
         TypeError: `sigma` is not floating.
         ValueError: `sigma` has no axis.
+
+    Examples:
+        >>> J = SoftmaxJacobian(jnp.array([0.5, 0.25, 0.25]))
+        >>> print(J.mv(jnp.array([1.0, 0.0, 0.0])), J.trace())
+        [ 0.25  -0.125 -0.125] 0.625
     """
 
     sigma: jax.Array
@@ -68,11 +78,7 @@ class SoftmaxJacobian:
 
     def __init__(self, sigma: ArrayLike):
         """J of given probabilities."""
-        sigma = jnp.asarray(sigma)
-        if not jnp.issubdtype(sigma.dtype, jnp.floating):
-            raise TypeError(f"`sigma` must be floating, got dtype {sigma.dtype.name}")
-        if sigma.ndim == 0:
-            raise ValueError("`sigma` must have shape [..., K], got ()")
+        sigma = checked_sigma(sigma)
         self._set(wide(sigma), None, sigma.dtype)
 
     @classmethod
@@ -92,6 +98,11 @@ class SoftmaxJacobian:
         Raises:
             TypeError: `x` is boolean or complex, or `where` is not boolean.
             ValueError: `axis` is out of range, or `where` does not broadcast to `x`.
+
+        Examples:
+            >>> J = SoftmaxJacobian.from_logits(jnp.array([0.0, -200.0], jnp.float32))
+            >>> print(J.sigma, J.log_pdet())        # log det from log σ: σ₁ underflows
+            [1. 0.] -199.30685
         """
         x, _ = class_logits("x", x, as_index("axis", axis), where)
         row = wide(jnp.moveaxis(x, axis, -1))
@@ -99,8 +110,8 @@ class SoftmaxJacobian:
 
     def mv(self, v: ArrayLike) -> jax.Array:
         """Jv = σ⊙(v − ⟨σ, v⟩) for `v` of the shape of σ, centred as in `softmax_vjp`. O(K)."""
-        v, J, dtype = self._with("v", v)
-        return product(v, J.sigma, J._on_simplex).astype(dtype)
+        v, rows, dtype = self._with("v", v)
+        return product(v, rows.sigma, rows.on_simplex).astype(dtype)
 
     def __matmul__(self, v: ArrayLike) -> jax.Array:
         """Jv for a vector of the shape of σ, or for each column of a matrix [..., K, M]."""
@@ -127,17 +138,20 @@ class SoftmaxJacobian:
 
     def quadratic(self, v: ArrayLike) -> jax.Array:
         """vᵀJv = Σσ(v − ⟨σ, v⟩)², the variance of v under σ, ≥ 0. O(K)."""
-        v, J, dtype = self._with("v", v)
-        return variance(v, J.sigma, J._on_simplex).astype(dtype)
+        v, rows, dtype = self._with("v", v)
+        return variance(v, rows.sigma, rows.on_simplex).astype(dtype)
 
     def pinv_mv(self, v: ArrayLike) -> jax.Array:
         """J⁺v = M diag(1/σ) Mv, M = I − 11ᵀ/K: the least-norm solution, of sum 0. O(K).
 
         Classes with σ = 0 take no part, unless J was built from logits.
+
+        >>> J = SoftmaxJacobian(jnp.array([0.5, 0.25, 0.25]))
+        >>> print(J.mv(J.pinv_mv(jnp.array([2.0, -1.0, -1.0]))).round(4))
+        [ 2. -1. -1.]
         """
-        v, J, dtype = self._with("v", v)
-        kept = J._counted()
-        return pseudo_inverse_product(v, J._log_sigma(kept), kept).astype(dtype)
+        v, rows, dtype = self._with("v", v)
+        return pseudo_inverse_product(v, rows.log_counted, rows.counted).astype(dtype)
 
     def solve(self, b: ArrayLike, damping: ArrayLike) -> jax.Array:
         """(J + diag(δ))⁻¹b, differentiable in σ, b and δ. O(K).
@@ -155,38 +169,48 @@ class SoftmaxJacobian:
             TypeError: an argument is boolean or complex.
             ValueError: `b` or `damping` has a wrong shape, or `damping` is a Python or NumPy
                 value that is not positive.
+
+        Examples:
+            >>> J = SoftmaxJacobian(jnp.array([0.5, 0.5]))
+            >>> print(J.solve(jnp.array([1.0, -1.0]), 0.5))     # J + I/2 has eigenvalues ½ and 1
+            [ 1. -1.]
         """
-        b, J, dtype = self._with("b", b)
-        delta, kept = _damping(damping, b), J._kept()
-        x = damped_solution(jnp.where(kept, b, 0), J.sigma, delta, J._on_simplex)
+        b, rows, dtype = self._with("b", b)
+        delta, kept = checked_damping(damping, b), rows.kept
+        x = damped_solution(jnp.where(kept, b, 0), rows.sigma, delta, rows.on_simplex)
         return jnp.where(kept, x, 0).astype(dtype)
 
     def factor_mv(self, w: ArrayLike) -> jax.Array:
-        """Fw with F = diag(√σ) − σ√σᵀ, FFᵀ = J. O(K)."""
-        w, J, dtype = self._with("w", w)
-        return factor_product(w, J.sigma, J._on_simplex).astype(dtype)
+        """Fw with F = diag(√σ) − σ√σᵀ, FFᵀ = J. O(K).
+
+        >>> J, v = SoftmaxJacobian(jnp.array([0.25, 0.75])), jnp.array([1.0, 0.0])
+        >>> print(J.factor_mv(J.factor_t_mv(v)), J.mv(v))
+        [ 0.1875 -0.1875] [ 0.1875 -0.1875]
+        """
+        w, rows, dtype = self._with("w", w)
+        return factor_product(w, rows.sigma, rows.on_simplex).astype(dtype)
 
     def factor_t_mv(self, v: ArrayLike) -> jax.Array:
         """Fᵀv = √σ⊙(v − ⟨σ, v⟩), the transpose of `factor_mv`. O(K)."""
-        v, J, dtype = self._with("v", v)
-        return factor_t_product(v, J.sigma, J._on_simplex).astype(dtype)
+        v, rows, dtype = self._with("v", v)
+        return factor_t_product(v, rows.sigma, rows.on_simplex).astype(dtype)
 
     def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws from the normal distribution N(0, J) as Fw: array [*shape, ..., K]. O(K) each."""
         shape = (*shape, *self.sigma.shape)
         w = jax.random.normal(key, shape, self.sigma.dtype)
-        draws = factor_product(w, jnp.broadcast_to(self.sigma, shape), self._on_simplex)
+        draws = factor_product(w, jnp.broadcast_to(self.sigma, shape), self._rows.on_simplex)
         return draws.astype(self.dtype)
 
     def sqrt_mv(self, v: ArrayLike) -> jax.Array:
-        """J^{1/2}v, the symmetric square root, from O(K) resolvents: see `square_root_product`."""
-        v, J, dtype = self._with("v", v)
-        upper = largest_eigenvalue_bounds(J.sigma)[1]
-        return square_root_product(v, J.sigma, upper).astype(dtype)
+        """J^{1/2}v, the symmetric square root, by a sum of resolvents of O(K) each."""
+        v, rows, dtype = self._with("v", v)
+        upper = largest_eigenvalue_bounds(rows.sigma)[1]
+        return square_root_product(v, rows.sigma, upper).astype(dtype)
 
     def spectral_norm(self) -> jax.Array:
         """λ_max ≤ 1/2 to full precision, differentiable. O(K) per iteration, 2 to 7 are needed."""
-        return _secular.largest_eigenvalue(self.sigma, self._on_simplex).astype(self.dtype)
+        return _secular.largest_eigenvalue(self.sigma, self._rows.on_simplex).astype(self.dtype)
 
     def spectral_bounds(self) -> tuple[jax.Array, jax.Array]:
         """Lower and upper bound of λ_max. O(K).
@@ -202,14 +226,19 @@ class SoftmaxJacobian:
         Each to a few units in its last place relatively. Their derivatives are Hellmann and
         Feynman's, and where eigenvalues tie the mean of the group's.
         """
-        return _secular.eigenvalues(self.sigma, self._on_simplex).astype(self.dtype)
+        return _secular.eigenvalues(self.sigma, self._rows.on_simplex).astype(self.dtype)
 
     def eigh(self) -> Eigh:
         """Eigenvalues and orthonormal eigenvectors. O(K²).
 
         Derivatives are finite; eigenvectors of tied eigenvalues and of 0 have derivative 0.
+
+        >>> J = SoftmaxJacobian(jnp.array([0.5, 0.25, 0.25]))
+        >>> values, vectors = jax.jit(SoftmaxJacobian.eigh)(J)
+        >>> print(values, jnp.allclose(J @ vectors, vectors * values[None]))
+        [0.    0.25  0.375] True
         """
-        values, vectors = _secular.eigensystem(self.sigma, self._on_simplex)
+        values, vectors = _secular.eigensystem(self.sigma, self._rows.on_simplex)
         return Eigh(values.astype(self.dtype), vectors.astype(self.dtype))
 
     def rank(self, *, rtol: float | None = None) -> jax.Array:
@@ -220,53 +249,32 @@ class SoftmaxJacobian:
 
     def log_pdet(self) -> jax.Array:
         """Log of the product of the eigenvalues that are not 0: log K + Σ log σ. O(K)."""
-        kept = self._counted()
-        count = jnp.maximum(jnp.sum(kept, axis=-1), 1).astype(self.sigma.dtype)
-        return (jnp.log(count) + jnp.sum(self._log_sigma(kept), axis=-1)).astype(self.dtype)
+        count = jnp.maximum(jnp.sum(self._rows.counted, axis=-1), 1).astype(self.sigma.dtype)
+        return (jnp.log(count) + jnp.sum(self._rows.log_counted, axis=-1)).astype(self.dtype)
 
-    def as_lineax(self) -> Any:
+    def as_lineax(self) -> "FunctionLinearOperator":
         """A `lineax` operator on vectors of the shape of σ, symmetric and positive semi-definite.
+
+        >>> print(SoftmaxJacobian(jnp.array([0.5, 0.5])).as_lineax().mv(jnp.array([1.0, 0.0])))
+        [ 0.25 -0.25]
 
         Raises:
             ImportError: lineax is not installed.
         """
-        try:
-            import lineax
-        except ImportError as error:
-            message = "`as_lineax` needs lineax: install the extra `jaxsoftjac[lineax]`"
-            raise ImportError(message) from error
-        structure = jax.ShapeDtypeStruct(self.sigma.shape, self.dtype)
-        tags = {lineax.symmetric_tag, lineax.positive_semidefinite_tag}
-        return lineax.FunctionLinearOperator(self.mv, structure, tags)
+        vectors = jax.ShapeDtypeStruct(self.sigma.shape, self.dtype)
+        return semidefinite_operator(self.mv, vectors)
 
     @property
-    def _on_simplex(self) -> bool:
-        return self.log_sigma is not None
+    def _rows(self) -> Probabilities:
+        return Probabilities(self.sigma, self.log_sigma)
 
-    def _kept(self) -> jax.Array:
-        """Which classes are not excluded."""
-        if self.log_sigma is None:
-            return jnp.ones_like(self.sigma, bool)
-        return self.log_sigma != -jnp.inf
-
-    def _counted(self) -> jax.Array:
-        """Which of them have an eigenvalue that is not 0; from logits all, σ may underflow."""
-        return self.sigma > 0 if self.log_sigma is None else self._kept()
-
-    def _log_sigma(self, kept: jax.Array) -> jax.Array:
-        """Log σ of the kept classes, 0 elsewhere."""
-        if self.log_sigma is None:
-            return jnp.log(jnp.where(kept, self.sigma, 1))
-        return jnp.where(kept, self.log_sigma, 0)
-
-    def _with(self, name: str, v: ArrayLike) -> tuple[jax.Array, "SoftmaxJacobian", jnp.dtype]:
-        """Checked `v` and J in one working precision, and the dtype of the result."""
+    def _with(self, name: str, v: ArrayLike) -> tuple[jax.Array, Probabilities, jnp.dtype]:
+        """Checked `v` and the probabilities in one working precision, and the result's dtype."""
         v = as_real(name, v)
         same_shape(name, v, "sigma", self.sigma)
         dtype = jnp.promote_types(v.dtype, self.dtype)
         compute = working_dtype(dtype)
-        log_sigma = None if self.log_sigma is None else self.log_sigma.astype(compute)
-        return v.astype(compute), self._make(self.sigma.astype(compute), log_sigma, dtype), dtype
+        return v.astype(compute), self._rows.astype(compute), dtype
 
     def _set(self, sigma: jax.Array, log_sigma: jax.Array | None, dtype: jnp.dtype) -> None:
         for name, value in (("sigma", sigma), ("log_sigma", log_sigma), ("dtype", dtype)):
@@ -290,18 +298,3 @@ class SoftmaxJacobian:
         """The operator of given leaves, unchecked: they need not be arrays."""
         sigma, log_sigma = leaves
         return cls._make(sigma, log_sigma, dtype)
-
-
-def _damping(damping: ArrayLike, b: jax.Array) -> jax.Array:
-    """δ of the shape of `b`."""
-    delta = as_real("damping", damping)
-    is_known = isinstance(damping, int | float | np.ndarray | np.generic)
-    if is_known and not np.all(np.asarray(damping) > 0):
-        raise ValueError(f"`damping` must be positive, got {damping}")
-    if delta.shape not in ((), b.shape[:-1], b.shape):
-        raise ValueError(
-            f"`damping` must have shape (), {b.shape[:-1]} or {b.shape}, got {delta.shape}"
-        )
-    if delta.ndim == b.ndim - 1:
-        delta = delta[..., None]
-    return jnp.broadcast_to(delta, b.shape).astype(b.dtype)

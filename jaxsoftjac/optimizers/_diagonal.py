@@ -26,7 +26,12 @@ from jaxsoftjac.optimizers._arguments import (
 
 
 class DiagonalState(NamedTuple):
-    """State of `diagonal_gauss_newton`."""
+    """State of `diagonal_gauss_newton`.
+
+    >>> (state,) = diagonal_gauss_newton(lambda k, x: x @ k, 0.1).init(jnp.zeros((1, 2)))
+    >>> print(state.step, state.mean)
+    0 [[0. 0.]]
+    """
 
     step: jax.Array  # how many there were
     mean: Any  # of the gradients
@@ -92,8 +97,10 @@ def diagonal_gauss_newton(
 
     Examples:
         >>> optimizer = diagonal_gauss_newton(lambda kernel, inputs: inputs @ kernel, 0.1)
-        >>> print(optimizer.init(jnp.zeros((1, 2)))[0].diagonal)
-        [[0. 0.]]
+        >>> kernel, gradient = jnp.zeros((1, 2)), jnp.array([[-9.0, 9.0]])
+        >>> state = optimizer.init(kernel)
+        >>> print(optimizer.update(gradient, state, kernel, inputs=jnp.ones((1, 1)))[0])
+        [[ 0.1 -0.1]]
     """
     check_least(1, every=every, samples=samples)
     top = fisher_objective(head, loss_options(ignore_index, None))

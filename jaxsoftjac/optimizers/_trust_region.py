@@ -12,7 +12,13 @@ from jaxsoftjac.optimizers._conjugate_gradients import Arrays
 
 
 class CurvatureState(NamedTuple):
-    """State of `gauss_newton_cg` and `natural_gradient`."""
+    """State of `gauss_newton_cg` and `natural_gradient`.
+
+    >>> from jaxsoftjac.optimizers import gauss_newton_cg
+    >>> (state,) = gauss_newton_cg(lambda kernel, inputs: inputs @ kernel).init(jnp.zeros((1, 2)))
+    >>> print(state.step, state.damping)
+    0 1.0
+    """
 
     step: jax.Array  # how many there were
     damping: jax.Array  # of the next step, unless a schedule changes it

@@ -1,11 +1,4 @@
-"""Pictures of gradient flow and of rounding errors; see `plots` for those of J itself.
-
->>> import jax.numpy as jnp
->>> from jaxsoftjac.diagnostics import gradient_flow
->>> flows = {"flat": gradient_flow(jnp.zeros((5, 4))), "peaked": gradient_flow(9 * jnp.eye(4))}
->>> [axes.get_title() for axes in plot_gradient_flow(flows).axes]
-['H / log K', '2‖J‖₂', '‖J‖_F / √(K − 1)', 'digits lost, log₁₀ κ']
-"""
+"""Pictures of gradient flow and of rounding errors."""
 
 from __future__ import annotations
 
@@ -68,6 +61,14 @@ def plot_gradient_flow(flows: Mapping[str, GradientFlow] | GradientFlow) -> Figu
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if there is nothing to show.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftjac.diagnostics import gradient_flow
+        >>> logits = {"flat": jnp.zeros((4, 4)), "peaked": 9 * jnp.eye(4)}
+        >>> figure = plot_gradient_flow({name: gradient_flow(x) for name, x in logits.items()})
+        >>> print([label.get_text() for label in figure.axes[-1].get_xticklabels()])
+        ['flat', 'peaked']
     """
     if isinstance(flows, GradientFlow):
         count = flows.entropy.shape[0] if flows.entropy.ndim else 0
@@ -98,6 +99,13 @@ def plot_temperature_sweep(sweep: TemperatureSweep) -> Figure:
 
     Raises:
         ImportError: if matplotlib is not installed.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftjac.diagnostics import temperature_sweep
+        >>> sweep = temperature_sweep(jnp.zeros((5, 4)), [0.5, 1.0, 2.0])
+        >>> print(plot_temperature_sweep(sweep).axes[0].get_xlabel())
+        temperature T
     """
     rows = tuple(range(1, sweep.flow.entropy.ndim))
     quantiles = summarize(sweep.flow, axis=rows).quantiles
@@ -122,6 +130,11 @@ def plot_accuracy(errors: ProductErrors | None = None) -> Figure:
 
     Raises:
         ImportError: if matplotlib is not installed.
+
+    Examples:
+        >>> errors = product_errors(gaps=(0, 12), offsets=(0, 1000), rows=8)
+        >>> print([axes.get_title() for axes in plot_accuracy(errors).axes])
+        ['v ~ N(0, 1)', 'v ~ N(1000, 1)']
     """
     if errors is None:
         errors = product_errors(gaps=[2.5 * i for i in range(13)], offsets=(0.0, 1e3, 1e6))

@@ -48,6 +48,11 @@ def plot_jacobian(x: jax.Array) -> Figure:
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if `x` does not have exactly one dimension, or is empty.
+
+    Examples:
+        >>> _, diagonal, probabilities, *_ = plot_jacobian(jnp.zeros(4)).axes
+        >>> print(*(bar.get_height() for bar in diagonal.patches))
+        0.1875 0.1875 0.1875 0.1875
     """
     _require_row(x)
     sigma = softmax(x)
@@ -78,6 +83,11 @@ def plot_spectrum(x: jax.Array) -> Figure:
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: if `x` does not have exactly one dimension, or fewer than two logits.
+
+    Examples:
+        >>> (axes,) = plot_spectrum(jnp.array([1.0, 0.0, 0.0, 0.0])).axes
+        >>> print(axes.get_title())
+        Spectrum of J = diag(σ) − σσᵀ
     """
     _require_row(x, at_least=2)
     J = SoftmaxJacobian.from_logits(x)

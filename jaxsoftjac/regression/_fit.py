@@ -35,7 +35,12 @@ _FAR = 0.2  # nats by which the logits still move at the answer where there is n
 
 
 class FittedRegression(NamedTuple):
-    """A fitted model of log p = log_softmax(features @ kernel + bias)."""
+    """A fitted model of log p = log_softmax(features @ kernel + bias).
+
+    >>> fit = fit_softmax_regression(jnp.arange(4.0)[:, None], [0, 1, 0, 1], l2=0.1)
+    >>> print(fit.converged, fit.separated, fit.kernel.shape)
+    True False (1, 2)
+    """
 
     kernel: jax.Array  # [D, K], with sum 0 over the classes
     bias: jax.Array  # [K], with sum 0
@@ -47,7 +52,13 @@ class FittedRegression(NamedTuple):
     separated: jax.Array  # whether classes can be separated and no penalty holds the coefficients
 
     def predict_log_proba(self, features: ArrayLike) -> jax.Array:
-        """Log-probabilities [..., K] of features [..., D]."""
+        """Log-probabilities [..., K] of features [..., D].
+
+        >>> fit = fit_softmax_regression(jnp.arange(4.0)[:, None], [0, 1, 0, 1], l2=0.1)
+        >>> log_p = fit.predict_log_proba([[3.0]])
+        >>> print(f"{jnp.exp(log_p[0, 1]):.2f}")
+        0.75
+        """
         logits = jnp.asarray(features, self.kernel.dtype) @ self.kernel
         return log_softmax(logits + jnp.broadcast_to(self.bias, logits.shape))
 
@@ -109,7 +120,7 @@ def fit_softmax_regression(
             needed and absent. Of values, what is known outside `jit`.
 
     Examples:
-        >>> fit = fit_softmax_regression(jnp.array([[0.0], [1.0], [2.0]]), [0, 1, 0], l2=0.1)
+        >>> fit = fit_softmax_regression(jnp.arange(4.0)[:, None], [0, 1, 0, 1], l2=0.1)
         >>> print(jnp.argmax(fit.predict_log_proba([[1.0]])))
         0
     """
@@ -146,7 +157,7 @@ def softmax_regression_path(
         ValueError: as `fit_softmax_regression`, or `l2` is not one axis of numbers ≥ 0.
 
     Examples:
-        >>> path = softmax_regression_path(jnp.array([[0.0], [1.0], [2.0]]), [0, 1, 0], l2=[1, 0.1])
+        >>> path = softmax_regression_path(jnp.arange(4.0)[:, None], [0, 1, 0, 1], l2=[1, 0.1])
         >>> print(path.kernel.shape)
         (2, 1, 2)
     """

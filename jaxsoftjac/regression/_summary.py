@@ -16,7 +16,14 @@ from jaxsoftjac.regression._standard_errors import standard_errors
 
 
 class RegressionSummary(NamedTuple):
-    """Figures of each coefficient, [D + 1, M]: the features, then the bias, of M classes."""
+    """Figures of each coefficient, [D + 1, M]: the features, then the bias, of M classes.
+
+    >>> nothing = jnp.zeros((2, 1))
+    >>> print(RegressionSummary(*(nothing,) * 6).table(features=["age"]))
+         class      feature   estimate std. error          z          p      lower      upper
+             0          age          0          0          0          0          0          0
+             0         bias          0          0          0          0          0          0
+    """
 
     estimates: jax.Array
     standard_errors: jax.Array
