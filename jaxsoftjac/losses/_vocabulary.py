@@ -253,19 +253,19 @@ def reduce_blocks(
 
     total = visit(0, layout.first, jax.tree.map(lambda a: a[..., : layout.first], moving))
     total = total if init is None else combine(init, total)
-    if not layout.count:
+    if not layout.blocks:
         return total
     stacked = jax.tree.map(lambda a: _stacked(a[..., layout.first :], layout), moving)
-    return lax.scan(step, total, (jnp.arange(layout.count), stacked))[0]
+    return lax.scan(step, total, (jnp.arange(layout.blocks), stacked))[0]
 
 
 def _stacked(a: jax.Array, layout: Layout) -> jax.Array:
-    return jnp.moveaxis(a.reshape(*a.shape[:-1], layout.count, layout.size), -2, 0)
+    return jnp.moveaxis(a.reshape(*a.shape[:-1], layout.blocks, layout.size), -2, 0)
 
 
 def at_label(z: jax.Array, start: Any, labels: jax.Array, layout: Layout) -> jax.Array:
     """Where the block of logits that starts at class `start` has the label."""
-    slice_size = layout.first + layout.count * layout.size
+    slice_size = layout.first + layout.blocks * layout.size
     first = jnp.asarray(first_class(slice_size, layout.axis_name), labels.dtype)
     return is_label(labels, z, z.ndim - 1, first + jnp.asarray(start, labels.dtype))
 

@@ -1,7 +1,7 @@
 """The operator itself: its methods, and the derivatives along which σ moves."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from jaxsoftjac._closed_forms import (
 )
 from jaxsoftjac._rows import LAST, class_logits
 from jaxsoftjac.functions import log_softmax_rows, softmax_rows
-from jaxsoftjac.operators import _secular
 from jaxsoftjac.operators._arguments import checked_damping, checked_sigma
 from jaxsoftjac.operators._lineax import semidefinite_operator
 from jaxsoftjac.operators._matrix_products import (
@@ -30,16 +29,16 @@ from jaxsoftjac.operators._matrix_products import (
     variance,
 )
 from jaxsoftjac.operators._probabilities import Probabilities
+from jaxsoftjac.operators._secular import (
+    Eigh,
+    count_above,
+    eigensystem,
+    eigenvalues,
+    largest_eigenvalue,
+)
 
 if TYPE_CHECKING:
     from lineax import FunctionLinearOperator
-
-
-class Eigh(NamedTuple):
-    """Eigenvalues [..., K], ascending, and eigenvectors, the columns of [..., K, K]."""
-
-    eigenvalues: jax.Array
-    eigenvectors: jax.Array
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -210,7 +209,7 @@ class SoftmaxJacobian:
 
     def spectral_norm(self) -> jax.Array:
         """λ_max ≤ 1/2 to full precision, differentiable. O(K) per iteration, 2 to 7 are needed."""
-        return _secular.largest_eigenvalue(self.sigma, self._rows.on_simplex).astype(self.dtype)
+        return largest_eigenvalue(self.sigma, self._rows.on_simplex).astype(self.dtype)
 
     def spectral_bounds(self) -> tuple[jax.Array, jax.Array]:
         """Lower and upper bound of λ_max. O(K).
@@ -226,7 +225,7 @@ class SoftmaxJacobian:
         Each to a few units in its last place relatively. Their derivatives are Hellmann and
         Feynman's, and where eigenvalues tie the mean of the group's.
         """
-        return _secular.eigenvalues(self.sigma, self._rows.on_simplex).astype(self.dtype)
+        return eigenvalues(self.sigma, self._rows.on_simplex).astype(self.dtype)
 
     def eigh(self) -> Eigh:
         """Eigenvalues and orthonormal eigenvectors. O(K²).
@@ -238,14 +237,14 @@ class SoftmaxJacobian:
         >>> print(values, jnp.allclose(J @ vectors, vectors * values[None]))
         [0.    0.25  0.375] True
         """
-        values, vectors = _secular.eigensystem(self.sigma, self._rows.on_simplex)
-        return Eigh(values.astype(self.dtype), vectors.astype(self.dtype))
+        system = eigensystem(self.sigma, self._rows.on_simplex)
+        return Eigh(*(a.astype(self.dtype) for a in system))
 
     def rank(self, *, rtol: float | None = None) -> jax.Array:
         """Number of eigenvalues above rtol·λ_max, by inertia; `rtol` is K·ε as in NumPy. O(K)."""
         sigma = self.sigma
         rtol = sigma.shape[-1] * float(jnp.finfo(sigma.dtype).eps) if rtol is None else rtol
-        return _secular.count_above(sigma, rtol * _secular.largest_eigenvalue(sigma)[..., None])
+        return count_above(sigma, rtol * largest_eigenvalue(sigma)[..., None])
 
     def log_pdet(self) -> jax.Array:
         """Log of the product of the eigenvalues that are not 0: log K + Σ log σ. O(K)."""

@@ -13,7 +13,7 @@ and the eigenvectors σⱼ/(σⱼ − λ) are orthonormal as they stand.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,17 @@ _BLOCK = 2**20  # root-pole pairs at a time: what stays in a core's cache
 
 _Interval = tuple[jax.Array, jax.Array, jax.Array]  # σ, and the entries on either side of a root
 _Result = TypeVar("_Result")
+
+
+class Eigh(NamedTuple):
+    """Eigenvalues [..., K], ascending, and eigenvectors, the columns of [..., K, K].
+
+    >>> print(jax.jit(eigensystem)(jnp.array([0.5, 0.25, 0.25])).eigenvalues)
+    [0.    0.25  0.375]
+    """
+
+    eigenvalues: jax.Array
+    eigenvectors: jax.Array
 
 
 def eigenvalues(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
@@ -65,8 +76,8 @@ def largest_eigenvalue(sigma: jax.Array, on_simplex: bool = True) -> jax.Array:
     return over_batch(of_rows, sigma)
 
 
-def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues [..., K] and orthonormal eigenvectors, the columns of [..., K, K].
+def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> Eigh:
+    """Eigenvalues and orthonormal eigenvectors.
 
     The vector of a simple root is xⱼ = σⱼ/(σⱼ − λ), and so is its derivative. Tied entries have the
     Helmert basis of their contrasts, entries equal to 0 their unit vectors: constants of
@@ -75,11 +86,11 @@ def eigensystem(sigma: jax.Array, on_simplex: bool = True) -> tuple[jax.Array, j
     Cost: O(K²). Arguments as for `eigenvalues`.
     """
 
-    def of_rows(sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_rows(sigma: jax.Array) -> Eigh:
         scaled = _scaled(sigma)
         near, offset = _roots(scaled, on_simplex)
         vectors = _batched(_eigenvectors, sigma.ndim - 1)(scaled, near, offset)
-        return (near + offset) / _scale(sigma), vectors
+        return Eigh((near + offset) / _scale(sigma), vectors)
 
     return over_batch(of_rows, sigma)
 

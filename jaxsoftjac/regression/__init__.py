@@ -8,7 +8,8 @@
 True (1, 2) 0.59
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from jaxsoftjac.regression._fit import FittedRegression as FittedRegression
 from jaxsoftjac.regression._fit import fit_softmax_regression as fit_softmax_regression
@@ -18,11 +19,11 @@ from jaxsoftjac.regression._summary import (
     summarise_softmax_regression as summarise_softmax_regression,
 )
 
-if TYPE_CHECKING:
+if _TYPE_CHECKING:
     from jaxsoftjac.regression._estimator import SoftmaxRegression as SoftmaxRegression
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     """The classifier, imported where it is asked for."""
     if name != "SoftmaxRegression":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
