@@ -19,6 +19,11 @@ WIDE = jnp.result_type(float)  # float64 with x64 on, else float32
 RTOL = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
+def f32(*entries):
+    """A float32 array."""
+    return jnp.asarray(entries, jnp.float32)
+
+
 def close(actual, expected, dtype=None, scale=1.0):
     """Asserts agreement, relative to the largest expected entry (at least `scale`)."""
     actual, expected = np.asarray(actual), np.asarray(expected)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import close, quick_jit
+from helpers import close, f32, quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,14 +14,23 @@ from hypothesis.extra import numpy as hnp
 import jaxsoftjac as jsj
 
 INF, NAN = np.inf, np.nan
+
+
+def over_the_last_axis(logsumexp):
+    """A logsumexp with the default axis of softmax."""
+
+    def function(x, axis=-1, **options):
+        return logsumexp(x, axis=axis, **options)
+
+    return function
+
+
 FUNCTIONS = {
     "softmax": (jsj.softmax, jax.nn.softmax),
     "log_softmax": (jsj.log_softmax, jax.nn.log_softmax),
-    "logsumexp": (lambda x, **k: jsj.logsumexp(x, **{"axis": -1, **k}), lambda x, **k: (
-        jax.nn.logsumexp(x, **{"axis": -1, **k}))),
-}  # fmt: skip
+    "logsumexp": (over_the_last_axis(jsj.logsumexp), over_the_last_axis(jax.nn.logsumexp)),
+}
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
-f32 = lambda *a: jnp.asarray(a, jnp.float32)  # noqa: E731
 
 
 @functools.partial(quick_jit, static_argnums=0)

@@ -84,8 +84,8 @@ def test_a_meanflow_step_of_a_tiny_transformer():
 
     def velocity(weights, z, t, attention):
         x = z + jnp.sin(t * jnp.arange(width, dtype=z.dtype))[None, None]
-        split = lambda w: (x @ w).reshape(*x.shape[:2], heads, -1)  # noqa: E731
-        o = attention(*(split(weights[name]) for name in "qkv"))
+        split = (*x.shape[:2], heads, -1)
+        o = attention(*((x @ weights[name]).reshape(split) for name in "qkv"))
         return z + jnp.tanh(o.reshape(x.shape) @ weights["o"]) @ weights["p"]
 
     def loss(weights, noise, data, t, attention):

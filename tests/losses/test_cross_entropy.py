@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from helpers import WIDE, U, close, long_softmax, quick_jit
+from helpers import WIDE, U, close, f32, long_softmax, quick_jit
 
 import jaxsoftjac as jsj
 
-f32 = lambda *a: jnp.asarray(a, jnp.float32)  # noqa: E731
 INF = np.inf
 HOWS = [lambda f: f, jax.jit]
 each_how = pytest.mark.parametrize("how", HOWS)
@@ -60,9 +59,14 @@ def test_value_and_gradient_keep_their_digits(how, K, gap):
 @jax.jit
 def hessians(x):
     """Either mode over either mode."""
-    loss = lambda x: jsj.cross_entropy(x, 0)  # noqa: E731
-    along = lambda x, v: jax.jvp(loss, (x,), (v,))[1]  # noqa: E731
-    pushed = lambda x: jax.vmap(along, (None, 0))(x, jnp.eye(4, dtype=x.dtype))  # noqa: E731
+
+    def loss(x):
+        return jsj.cross_entropy(x, 0)
+
+    def pushed(x):
+        along = jax.vmap(lambda v: jax.jvp(loss, (x,), (v,))[1])
+        return along(jnp.eye(4, dtype=x.dtype))
+
     first = jax.grad(loss), pushed
     return [outer(inner)(x) for inner in first for outer in (jax.jacfwd, jax.jacrev)]
 
@@ -196,7 +200,9 @@ def test_a_tangent_at_an_excluded_class_is_not_read(how):
 @pytest.mark.parametrize("labels", [np.zeros(2, np.int32), np.full((2, 3), 1 / 3, np.float32)])
 @pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 0.1}])
 def test_a_row_without_classes_has_derivative_0_with_every_option(labels, options):
-    f = lambda x: jsj.cross_entropy(x, labels, **options)  # noqa: E731
+    def f(x):
+        return jsj.cross_entropy(x, labels, **options)
+
     gradient = jax.grad(lambda x: jnp.sum(f(x)))
     modes = jax.jacfwd(f), jax.jacrev(f), jax.jacfwd(gradient), jax.jacrev(gradient)
     x = f32((0, 1, -INF), (-INF, -INF, -INF))

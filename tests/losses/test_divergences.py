@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from helpers import U, quick_jit
+from helpers import U, f32, quick_jit
 
 import jaxsoftjac as jsj
 
-f32 = lambda *a: jnp.asarray(a, jnp.float32)  # noqa: E731
 HOWS = [lambda f: f, jax.jit]
 entropy_and_gradient = jax.value_and_grad(jsj.entropy)
 

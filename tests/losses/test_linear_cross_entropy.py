@@ -1,3 +1,5 @@
+"""linear_cross_entropy against cross_entropy of the logits: modes, options, edges, memory."""
+
 import functools
 from pydoc_data.topics import topics
 
@@ -7,82 +9,10 @@ import numpy as np
 import optax
 import pytest
 from helpers import WIDE, U, close, long_product, long_softmax, quick_jit, relative_error
+from linear_cases import LABELS, NAMES, OPTIONS, N, V, blockwise, dense, logits, modes, operands
 
 import jaxsoftjac as jsj
-from jaxsoftjac.losses import linear_cross_entropy, linear_cross_entropy_gauss_newton
-
-N, D, V = 6, 4, 11
-NAMES = ("hidden", "kernel", "bias")
-LABELS = np.array([0, 10, 3, -100, 7, 7])
-OPTIONS = {
-    "plain": {},
-    "all": {"label_smoothing": 0.1, "z_loss": 0.2, "logit_softcap": 2.0, "weights": True},
-}
-
-
-def operands(dtype=WIDE):
-    random = np.random.default_rng(0)
-    shapes = {"hidden": (N, D), "kernel": (D, V), "bias": (V,)}
-    return {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
-
-
-def weights_of(options):
-    options = dict(options)
-    weights = jnp.arange(1.0, N + 1, dtype=WIDE) if options.pop("weights", False) else None
-    return options, weights
-
-
-def blockwise(rows, options, reduction, **more):
-    options, weights = weights_of(options)
-    return linear_cross_entropy(
-        rows["hidden"], rows["kernel"], LABELS, bias=rows["bias"], weights=weights,
-        ignore_index=-100, reduction=reduction, block_size=4, **options, **more,
-    )  # fmt: skip
-
-
-def logits(rows, softcap=None):
-    z = rows["hidden"] @ rows["kernel"] + rows["bias"][None, :]
-    return z if softcap is None else softcap * jnp.tanh(z / softcap)
-
-
-def dense(rows, options, reduction):
-    options, weights = weights_of(options)
-    z = logits(rows, options.pop("logit_softcap", None))
-    losses = jsj.cross_entropy(z, LABELS, ignore_index=-100, **options)
-    weights = jnp.ones_like(losses) if weights is None else weights
-    kept = jnp.where(LABELS == -100, 0, weights)
-    if reduction == "none":
-        return weights * losses
-    return jnp.sum(weights * losses) / (jnp.sum(kept) if reduction == "mean" else 1)
-
-
-def weights_like(a):
-    """Cotangents of size 1: a function of the values would amplify their rounding."""
-    return jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape)
-
-
-def modes(f):
-    """Value, first and second derivatives of `f` by a tree, in every nesting."""
-
-    def along(f):
-        return lambda x: jax.jvp(f, (x,), (jax.tree.map(lambda a: jnp.cos(3 * a), x),))[1]
-
-    def back(f):
-        def pulled(x):
-            y, pullback = jax.vjp(f, x)
-            return pullback(jax.tree.map(weights_like, y))[0]
-
-        return pulled
-
-    return {
-        "value": f,
-        "jvp": along(f),
-        "vjp": back(f),
-        "forward over reverse": along(back(f)),
-        "reverse over reverse": back(back(f)),
-        "reverse over forward": back(along(f)),
-        "forward over forward": along(along(f)),
-    }
+from jaxsoftjac.losses import linear_cross_entropy
 
 
 @pytest.mark.parametrize(
@@ -217,7 +147,10 @@ def test_an_excluded_class():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_operands(dtype):
     rows = operands(dtype)
-    f = lambda rows: blockwise(rows, {}, "mean")  # noqa: E731
+
+    def f(rows):
+        return blockwise(rows, {}, "mean")
+
     value, gradient = jax.jit(jax.value_and_grad(f))(rows)
     exact, exact_gradient = quick_jit(jax.value_and_grad(f))(
         jax.tree.map(lambda a: a.astype(WIDE), rows)
@@ -250,93 +183,15 @@ def test_second_derivatives_inside_a_scan():
     jax.tree.map(functools.partial(close, scale=3.0), actual, expected)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_gauss_newton_product(options):
-    rows = operands()
-    along = jax.tree.map(lambda a: jnp.cos(3 * a), rows)
-    kwargs, weights = weights_of(OPTIONS[options])
-    softcap = kwargs.get("logit_softcap")
-    product = quick_jit(
-        lambda rows: linear_cross_entropy_gauss_newton(
-            rows["hidden"], rows["kernel"], LABELS, tuple(along[k] for k in NAMES),
-            bias=rows["bias"], weights=weights, ignore_index=-100, reduction="mean",
-            block_size=4, **kwargs,
-        )
-    )(rows)  # fmt: skip
-    z, push = jax.linearize(lambda rows: logits(rows, softcap), rows)
-    hessian = jsj.cross_entropy_hessian(
-        z, LABELS, ignore_index=-100, label_smoothing=kwargs.get("label_smoothing", 0.0),
-        z_loss=kwargs.get("z_loss", 0.0),
-    )  # fmt: skip
-    weights = jnp.ones(N, WIDE) if weights is None else weights
-    weights = weights / jnp.sum(jnp.where(LABELS == -100, 0, weights))
-    by_logits = jnp.einsum("n,nij,nj->ni", weights, hessian, push(along))
-    expected = jax.linear_transpose(push, rows)(by_logits)[0]
-    jax.tree.map(close, product, tuple(expected[k] for k in NAMES))
-    assert sum(jnp.vdot(p, t) for p, t in zip(product, map(along.get, NAMES), strict=True)) >= 0
-
-
-def test_gauss_newton_product_is_linear_symmetric_and_transformable():
-    rows = operands()
-    a, b = (tuple(jnp.cos(s * rows[k]) for k in NAMES) for s in (3, 7))
-
-    def product(t, bias):
-        return linear_cross_entropy_gauss_newton(
-            rows["hidden"], rows["kernel"], 3, t, bias=bias, block_size=4
-        )
-
-    @quick_jit
-    def all_ways(a, b):
-        along_a, pull = jax.vjp(lambda t: product(t, rows["bias"]), a)
-        pushed = jax.jvp(lambda t: product(t, rows["bias"]), (a,), (b,))[1]
-        both = jax.vmap(lambda t: product(t, rows["bias"]))(
-            jax.tree.map(lambda *c: jnp.stack(c), a, b)
-        )
-        by_bias = jax.jvp(lambda bias: product(a, bias), (rows["bias"],), (jnp.ones(V, WIDE),))[1]
-        return along_a, product(b, rows["bias"]), pull(b)[0], pushed, both, by_bias
-
-    along_a, along_b, pulled, pushed, both, by_bias = all_ways(a, b)
-    for other in (pulled, pushed, tuple(c[1] for c in both)):
-        jax.tree.map(close, other, along_b)
-    jax.tree.map(close, tuple(c[0] for c in both), along_a)
-    # A common offset of the logits changes nothing.
-    assert max(float(jnp.max(jnp.abs(c))) for c in by_bias) < 1e-5
-    t = jax.ShapeDtypeStruct((N, D), jnp.float32), jax.ShapeDtypeStruct((D, V), jnp.float32)
-    exported = jax.export.export(
-        jax.jit(lambda h, k: linear_cross_entropy_gauss_newton(h, k, 3, (h, k))),
-        platforms=("cpu", "cuda", "tpu"),
-    )(*t)
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-
-
-def test_the_recipe_beneath_a_model():
-    """The three lines of the docstring, against JᵀHJ of the whole model."""
-    random = np.random.default_rng(1)
-    inputs, first, kernel = (
-        jnp.asarray(random.normal(size=s), WIDE) for s in ((N, 3), (3, D), (D, V))
-    )
-    t, kernel_t = jnp.cos(first), jnp.sin(kernel)
-    labels = np.arange(N)
-
-    def features(first):
-        return jnp.tanh(inputs @ first)
-
-    hidden, push = jax.linearize(features, first)
-    along = linear_cross_entropy_gauss_newton(hidden, kernel, labels, (push(t), kernel_t))
-    product = jax.linear_transpose(push, first)(along[0])[0], along[1]
-
-    z, push_all = jax.linearize(lambda first, kernel: features(first) @ kernel, first, kernel)
-    by_logits = jsj.softmax_jvp(push_all(t, kernel_t), jsj.softmax(z))
-    expected = jax.linear_transpose(push_all, first, kernel)(by_logits)
-    jax.tree.map(close, product, expected)
-
-
 def test_the_hessian_is_symmetric():
     rows = operands()
     a, b = (jax.tree.map(lambda x, s=s: jnp.cos(s * x), rows) for s in (3, 7))
     gradient = jax.grad(lambda rows: blockwise(rows, OPTIONS["all"], "mean"))
     hvp = quick_jit(lambda t: jax.jvp(gradient, (rows,), (t,))[1])
-    dot = lambda s, t: sum(jnp.vdot(s[k], t[k]) for k in s)  # noqa: E731
+
+    def dot(s, t):
+        return sum(jnp.vdot(s[k], t[k]) for k in s)
+
     close(dot(a, hvp(b)), dot(b, hvp(a)))
 
 
@@ -366,52 +221,6 @@ def test_nothing_of_the_size_of_the_logits(reduction):
         assert compiled.memory_analysis().temp_size_in_bytes < n * v * 4 / 3, name
 
 
-@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
-def test_data_parallel_examples(axis_type):
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(getattr(jax.sharding.AxisType, axis_type),))
-    rows = operands()
-    f = modes(lambda rows: blockwise(rows, {}, "mean"))["forward over reverse"]
-    expected = quick_jit(f)(rows)
-    split = jax.NamedSharding(mesh, jax.P("data", None))
-    sharded = {k: jax.device_put(a, jax.NamedSharding(mesh, jax.P())) for k, a in rows.items()}
-    sharded["hidden"] = jax.device_put(rows["hidden"], split)
-    with jax.set_mesh(mesh):
-        jax.tree.map(close, quick_jit(f)(sharded), expected)
-
-
-@pytest.mark.parametrize("way", ["shard_map", "vmap"])
-def test_a_kernel_that_is_split_over_devices(way):
-    rows = {k: a for k, a in operands().items() if k != "bias"}
-    rows["kernel"] = rows["kernel"][:, :8]
-    labels = jnp.array([0, 7, 3, 4, 7, 7])
-    options = {"label_smoothing": 0.1, "z_loss": 0.2}
-
-    def local(hidden, kernel):
-        return linear_cross_entropy(hidden, kernel, labels, block_size=3, axis_name="v", **options)
-
-    if way == "shard_map":
-        mesh = jax.make_mesh((2,), ("v",), axis_types=(jax.sharding.AxisType.Auto,))
-        P = jax.P
-        split = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(None, "v")), out_specs=P())
-    else:
-
-        def split(hidden, kernel):
-            kernel = jnp.moveaxis(kernel.reshape(D, 2, 4), 1, 0)
-            return jax.vmap(local, (None, 0), None, axis_name="v")(hidden, kernel)
-
-    ours = modes(lambda rows: split(rows["hidden"], rows["kernel"]))
-    plain = modes(
-        lambda rows: jsj.cross_entropy(rows["hidden"] @ rows["kernel"], labels, **options)
-    )
-    names = ("jvp", "vjp", "reverse over reverse", "reverse over forward")
-
-    def all_modes(modes):
-        return quick_jit(lambda rows: {k: modes[k](rows) for k in names})
-
-    actual, expected = all_modes(ours)(rows), all_modes(plain)(rows)
-    jax.tree.map(functools.partial(close, scale=3.0), actual, expected)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -433,14 +242,6 @@ def test_bad_input(change, error, message):
     given = {"hidden": jnp.ones((3, 2)), "kernel": jnp.ones((2, 5)), "labels": jnp.zeros(3, int)}
     with pytest.raises(error, match=message):
         linear_cross_entropy(**(given | change))
-
-
-def test_bad_tangents():
-    hidden, kernel = jnp.ones((3, 2)), jnp.ones((2, 5))
-    with pytest.raises(ValueError, match="`tangents` must be a tuple of 2 arrays"):
-        linear_cross_entropy_gauss_newton(hidden, kernel, 0, (hidden,))
-    with pytest.raises(ValueError, match=r"`tangents \(kernel\)` must have the shape of `kernel`"):
-        linear_cross_entropy_gauss_newton(hidden, kernel, 0, (hidden, hidden))
 
 
 @pytest.mark.once

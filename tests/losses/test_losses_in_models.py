@@ -30,7 +30,9 @@ def test_trains_a_flax_model():
 
     @nnx.jit
     def step(model, optimizer):
-        loss = lambda model: jnp.mean(jsj.cross_entropy(model(features), labels))  # noqa: E731
+        def loss(model):
+            return jnp.mean(jsj.cross_entropy(model(features), labels))
+
         value, gradient = nnx.value_and_grad(loss)(model)
         optimizer.update(model, gradient)
         return value
@@ -48,7 +50,9 @@ def test_trains_an_equinox_model():
 
     @eqx.filter_jit
     def step(model, state):
-        loss = lambda model: jnp.mean(jsj.cross_entropy(jax.vmap(model)(features), labels))  # noqa: E731
+        def loss(model):
+            return jnp.mean(jsj.cross_entropy(jax.vmap(model)(features), labels))
+
         value, gradient = eqx.filter_value_and_grad(loss)(model)
         updates, state = optimizer.update(gradient, state)
         return eqx.apply_updates(model, updates), state, value

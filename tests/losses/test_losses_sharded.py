@@ -24,7 +24,10 @@ def mesh_of_classes():
 def derivatives(loss, x):
     """Value, gradient, jvp and the three second-order nestings of a scalar function."""
     v = jnp.cos(x)
-    pushed = lambda x: jax.jvp(loss, (x,), (v,))[1]  # noqa: E731
+
+    def pushed(x):
+        return jax.jvp(loss, (x,), (v,))[1]
+
     return (
         loss(x),
         jax.grad(loss)(x),

@@ -178,7 +178,9 @@ def test_the_offset_of_a_vector_does_not_cost_digits_in_derivatives():
     x, v = jnp.asarray(POINT, jnp.float32), jnp.asarray([0.5, -0.25, 1, 0.125], jnp.float32)
 
     def moved(v):
-        product = lambda x: SoftmaxJacobian.from_logits(x).mv(v)  # noqa: E731
+        def product(x):
+            return SoftmaxJacobian.from_logits(x).mv(v)
+
         return jax.jvp(product, (x,), (jnp.ones_like(x).at[0].set(0.5),))[1]
 
     shifted, plain = jax.jit(lambda v: (moved(v + 2.0**13), moved(v)))(v)

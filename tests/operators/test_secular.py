@@ -154,7 +154,9 @@ def test_second_derivatives_inside_a_scan(method):
         return getattr(SoftmaxJacobian.from_logits(row), method)()
 
     def hvp(mapped):
-        total = lambda x: jnp.sum(jnp.sin(mapped(of_row)(x)))  # noqa: E731
+        def total(x):
+            return jnp.sum(jnp.sin(mapped(of_row)(x)))
+
         return quick_jit(lambda x: jax.jvp(jax.grad(total), (x,), (jnp.cos(x),))[1])
 
     scanned = hvp(lambda f: lambda x: jax.lax.map(f, x))(x)

@@ -1,0 +1,81 @@
+"""Hidden states, a kernel and a bias; their loss in blocks and from the logits; and every mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import WIDE
+
+import jaxsoftjac as jsj
+from jaxsoftjac.losses import linear_cross_entropy
+
+N, D, V = 6, 4, 11
+NAMES = ("hidden", "kernel", "bias")
+LABELS = np.array([0, 10, 3, -100, 7, 7])
+OPTIONS = {
+    "plain": {},
+    "all": {"label_smoothing": 0.1, "z_loss": 0.2, "logit_softcap": 2.0, "weights": True},
+}
+
+
+def operands(dtype=WIDE):
+    random = np.random.default_rng(0)
+    shapes = {"hidden": (N, D), "kernel": (D, V), "bias": (V,)}
+    return {k: jnp.asarray(random.normal(size=s), dtype) for k, s in shapes.items()}
+
+
+def weights_of(options):
+    options = dict(options)
+    weights = jnp.arange(1.0, N + 1, dtype=WIDE) if options.pop("weights", False) else None
+    return options, weights
+
+
+def blockwise(rows, options, reduction, **more):
+    options, weights = weights_of(options)
+    options |= {"weights": weights, "ignore_index": -100, "reduction": reduction} | more
+    hidden, kernel, bias = map(rows.get, NAMES)
+    return linear_cross_entropy(hidden, kernel, LABELS, bias=bias, block_size=4, **options)
+
+
+def logits(rows, softcap=None):
+    z = rows["hidden"] @ rows["kernel"] + rows["bias"][None, :]
+    return z if softcap is None else softcap * jnp.tanh(z / softcap)
+
+
+def dense(rows, options, reduction):
+    options, weights = weights_of(options)
+    z = logits(rows, options.pop("logit_softcap", None))
+    losses = jsj.cross_entropy(z, LABELS, ignore_index=-100, **options)
+    weights = jnp.ones_like(losses) if weights is None else weights
+    kept = jnp.where(LABELS == -100, 0, weights)
+    if reduction == "none":
+        return weights * losses
+    return jnp.sum(weights * losses) / (jnp.sum(kept) if reduction == "mean" else 1)
+
+
+def weights_like(a):
+    """Cotangents of size 1: a function of the values would amplify their rounding."""
+    return jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape)
+
+
+def modes(f):
+    """Value, first and second derivatives of `f` by a tree, in every nesting."""
+
+    def along(f):
+        return lambda x: jax.jvp(f, (x,), (jax.tree.map(lambda a: jnp.cos(3 * a), x),))[1]
+
+    def back(f):
+        def pulled(x):
+            y, pullback = jax.vjp(f, x)
+            return pullback(jax.tree.map(weights_like, y))[0]
+
+        return pulled
+
+    return {
+        "value": f,
+        "jvp": along(f),
+        "vjp": back(f),
+        "forward over reverse": along(back(f)),
+        "reverse over reverse": back(back(f)),
+        "reverse over forward": back(along(f)),
+        "forward over forward": along(along(f)),
+    }
