@@ -43,8 +43,8 @@ def three_centrings(v: jax.Array, s: jax.Array) -> jax.Array:
 
 def with_product(product: Callable) -> Callable:
     def forward_and_vjp(x, g):
-        unnormalised = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
-        sigma = unnormalised / row_sum(unnormalised)
+        e = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
+        sigma = e / row_sum(e)
         return sigma, product(g, sigma)
 
     return forward_and_vjp

@@ -54,7 +54,7 @@ LAST = ClassAxes((-1,))
 
 
 class RowStatistics(NamedTuple):
-    """Of each row, the class axes kept with length 1.
+    """Two numbers that say all of a row; the class axes stay with length 1.
 
     `top` is max x, bounded by the largest finite number. `rest` is Σ exp(x − top) without one term
     exp(0), to full relative precision; −1 in a row without classes.
@@ -85,16 +85,16 @@ def top_of(row: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 def exp_depth(row: jax.Array, top: jax.Array) -> jax.Array:
-    """Exp(x − top) ≤ 1."""
+    """The exponentials exp(x − top) ≤ 1."""
     return jnp.exp(depth(row, top))
 
 
 def depth(row: jax.Array, top: jax.Array) -> jax.Array:
-    """X − top ≤ 0.
+    """How far the logits are below the top: x − top ≤ 0.
 
-    The minimum changes only +∞. It stands there because a compiler that computes again what made x
-    would otherwise contract a multiplication in it with the subtraction, and miss the top that was
-    found of the rounded x: by so much that the exponential overflows, or that none is left.
+    The minimum changes only +∞. It is there for compilers that compute x a second time and fuse a
+    multiplication in it with the subtraction: that x is not the rounded one whose top was found,
+    and the exponential could overflow, or be 0 in the whole row.
     """
     return jnp.minimum(row, float(jnp.finfo(row.dtype).max)) - top
 
@@ -105,7 +105,7 @@ def has_classes(x: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 def is_label(labels: jax.Array, x: jax.Array, axis: int, first: int | jax.Array = 0) -> jax.Array:
-    """Where `x`, whose classes on `axis` are numbered from `first` on, has the label."""
+    """True where the class, counted along `axis` of `x` from `first` on, is the label."""
     shape = [x.shape[i] if i == axis else 1 for i in range(x.ndim)]
     index = lax.broadcasted_iota(labels.dtype, shape, axis)
     return index + jnp.asarray(first, labels.dtype) == labels
@@ -117,7 +117,7 @@ def first_class(width: int, axis_name: str | None) -> int | jax.Array:
 
 
 def nan_unless(holds: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """1 where it holds, else NaN, which is made there only."""
+    """1 where it holds and NaN elsewhere; where it holds, no NaN is made on the way."""
     return 1 + 0 * jnp.where(holds, 0, jnp.inf).astype(dtype)
 
 

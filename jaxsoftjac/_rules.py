@@ -1,8 +1,9 @@
 """How the rules of differentiation are written here.
 
-`jax.custom_vjp` alone refuses jvp and jacfwd. Here every function has one `jax.custom_jvp` rule,
-linear in the tangents: JAX runs its transpose in reverse mode, so that one rule serves every mode
-and nesting. Three habits make it hold to every order:
+`jax.custom_vjp` alone refuses jvp and jacfwd. Here a rule is a `jax.custom_jvp`, linear in the
+tangents: JAX runs its transpose in reverse mode, so that one rule serves every mode and nesting. A
+product with J is a `lax.custom_linear_solve`, which is its own transpose by declaration (see
+`products.softmax_product`). Three habits make this hold to every order:
 
 - The value in a rule comes from the function itself, not from its formula: otherwise the second
   derivative would see the formula and lose the structure.
@@ -24,7 +25,7 @@ from jax import lax
 def recomputed(
     function: Callable[..., Any] | None = None, *, static_argnums: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
-    """`function`, of which a derivative keeps the arguments only and computes the rest again."""
+    """`function`, whose derivatives keep its arguments only and compute the rest again."""
     if function is None:
         return partial(recomputed, static_argnums=static_argnums)
     return jax.checkpoint(function, prevent_cse=False, static_argnums=static_argnums)
@@ -39,9 +40,9 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def varying(tree: Any, axis_name: str | None) -> Any:
-    """Arrays that each slice of a mapped axis has for itself, as far as JAX knows.
+    """The arrays, which JAX then takes to differ between the slices of a mapped axis.
 
-    Their cotangents are then added over the slices once, before a loop over blocks and not in it.
+    Their cotangents are added over the slices once, outside a loop over blocks and not inside it.
     """
     if axis_name is None:
         return tree
@@ -52,8 +53,8 @@ def varying(tree: Any, axis_name: str | None) -> Any:
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     """a/b, and 0 where b is 0, with derivatives that stay in range.
 
-    As the solution q of b·q = a, so that q̇ = (ȧ − ḃq)/b to every order: the rule of a division
-    forms 1/b², which overflows where b is small.
+    It is the solution q of b·q = a, so that q̇ = (ȧ − ḃq)/b to every order. JAX's own rule for a
+    division forms 1/b², which overflows where b is small.
     """
     inverse = lax.stop_gradient(jnp.where(b == 0, 0, 1 / jnp.where(b == 0, 1, b)))
     return lax.custom_linear_solve(lambda q: b * q, a, lambda _, a: a * inverse, symmetric=True)

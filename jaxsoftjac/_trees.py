@@ -24,7 +24,7 @@ class Floating:
     """A pytree, split into its floating arrays and its other leaves."""
 
     def __init__(self, tree: Any):
-        """The split of `tree`."""
+        """Splits `tree`."""
         found, self.structure = jax.tree_util.tree_flatten_with_path(tree)
         self._paths = [jax.tree_util.keystr(path) for path, _ in found]
         self._leaves = [leaf for _, leaf in found]
@@ -45,7 +45,7 @@ class Floating:
         return self._filled(arrays, lambda leaf: leaf)
 
     def derivatives(self, arrays: Sequence[Any], lead: tuple[int, ...] = ()) -> Any:
-        """Derivatives by the floating leaves as a tree, with those by the others: nothing, or 0.
+        """Derivatives by the floating leaves as a tree; those by others are `float0` zeros or None.
 
         Args:
             arrays: trees or arrays, one for each floating leaf.
@@ -64,7 +64,7 @@ class Floating:
         return self._filled(arrays, jnp.zeros_like)
 
     def tangents(self, tree: Any, name: str = "tangents") -> list[jax.Array]:
-        """The tangents of the floating leaves, in their dtypes; those of other leaves are not read.
+        """The tangents of the floating leaves, in their dtypes; those of others are not read.
 
         Raises:
             ValueError: the structures or the shapes differ.

@@ -13,9 +13,10 @@ _Pair = tuple[jax.Array, jax.Array]
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def weighted_logsumexp(x: jax.Array, b: jax.Array, classes: ClassAxes) -> _Pair:
-    """Log |Σ b exp(x)|, −∞ for an empty sum, and the sign of the sum; `x` and `b` of one shape.
+    """The logarithm of |Σ b exp(x)|, −∞ for an empty sum, and the sign of the sum.
 
-    Where a single term 1 has most of a sum near 1, the others are added up without it.
+    `x` and `b` have one shape. If a single term 1 makes up most of a sum near 1, the others are
+    added up without it.
     """
     top, highest = _top(x, b, classes)
     terms = b * _exp(x, top)
@@ -61,12 +62,12 @@ def _ratio_jvp(classes: ClassAxes, primals: _Pair, tangents: _Pair) -> tuple[jax
 
 
 def _exp(x: jax.Array, top: jax.Array) -> jax.Array:
-    """Exp(x − top), finite also above the top, where the weight is 0."""
+    """The exponentials exp(x − top), finite also above the top, where the weight is 0."""
     return jnp.minimum(jnp.exp(depth(x, top)), float(jnp.finfo(x.dtype).max))
 
 
 def _top(x: jax.Array, b: jax.Array, classes: ClassAxes) -> _Pair:
-    """The largest x of a weight that is not 0, made finite, and as it is."""
+    """The largest x whose weight is not 0: made finite, and as it is."""
     highest = classes.max(jnp.where(b == 0, -jnp.inf, x))
     bound = float(jnp.finfo(x.dtype).max)
     return jnp.clip(highest, -bound, bound), highest

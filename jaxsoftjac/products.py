@@ -166,7 +166,7 @@ def softmax_product(
 ) -> jax.Array:
     """Jv as the solution y of y/σ + c·1 = v, Σy = 0, where Σσ = 1.
 
-    J is the inverse of diag(1/σ) on the vectors of sum 0. Said so, the product is its own transpose
+    J is the inverse of diag(1/σ) on the vectors of sum 0. Put so, the product is its own transpose
     by declaration: forward and reverse mode run `_centred_product` as it is written, and its
     derivative by σ is the system's, ẏ = J(v̇ − (1/σ)˙y), which is D²σ[u, v]. The `top` of each row
     of σ is found if it is not given.
@@ -191,7 +191,7 @@ def _centred_product(
 
 
 def centre(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
-    """V − ⟨σ, v⟩, from the pivot first: the log-softmax pushforward."""
+    """The vector less its mean, v − ⟨σ, v⟩, from the pivot first: the JVP of log-softmax."""
     e = pivot_weights(sigma, classes)
     d = v - classes.sum(e * where_positive(v, sigma))
     return d - classes.sum(sigma * where_positive(d, sigma))
@@ -221,7 +221,7 @@ def pivot_weights(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 def pivot_excess(sigma: jax.Array, classes: ClassAxes, top: jax.Array | None = None) -> jax.Array:
-    """The weights, not yet normalized.
+    """The weights, before they are divided by their sum.
 
     One arithmetic form for both, max(σ − τ, 0), because compilers vectorise that: with τ the float
     just below the top of the row, only the top is left. Its excess is a power of two, so that the

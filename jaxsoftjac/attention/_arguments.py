@@ -3,8 +3,6 @@
 Letters in shapes: B batch, T queries, S keys, N heads, K key heads, H and D features.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +75,7 @@ def checked_sink(sink: ArrayLike | None, heads: int) -> jax.Array | None:
     return sink
 
 
-def scalar(name: str, x: Any) -> float | jax.Array:
+def scalar(name: str, x: ArrayLike) -> float | jax.Array:
     """A number as a float, which is static, or a JAX scalar, by which one can differentiate."""
     array = x if isinstance(x, jax.Array) else np.asarray(x)
     kinds = jnp.integer, jnp.floating
@@ -86,17 +84,17 @@ def scalar(name: str, x: Any) -> float | jax.Array:
         raise TypeError(f"`{name}` must be a real number, got {got}")
     if array.shape:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}")
-    return as_real(name, x) if isinstance(x, jax.Array) else float(x)
+    return as_real(name, x) if isinstance(x, jax.Array) else float(array)
 
 
-def flag(name: str, x: Any) -> bool:
-    """A Python or NumPy truth."""
+def flag(name: str, x: object) -> bool:
+    """A bool of Python or NumPy, as Python's."""
     if not isinstance(x, bool | np.bool_):
         raise TypeError(f"`{name}` must be a bool, got {type(x).__name__}")
     return bool(x)
 
 
-def checked_axis_name(x: Any) -> AxisName | None:
+def checked_axis_name(x: AxisName | None) -> AxisName | None:
     """The name of a mapped axis, or of several."""
     names = x if isinstance(x, tuple) else (x,)
     if x is not None and not all(isinstance(name, str) for name in names):
@@ -104,7 +102,9 @@ def checked_axis_name(x: Any) -> AxisName | None:
     return x
 
 
-def checked_dropout(rate: Any, key: Any) -> tuple[float | jax.Array, jax.Array] | None:
+def checked_dropout(
+    rate: ArrayLike, key: jax.Array | None
+) -> tuple[float | jax.Array, jax.Array] | None:
     """The rate of dropout and a random key; None where nothing is dropped."""
     rate = scalar("dropout_rate", rate)
     if isinstance(rate, float) and not 0 <= rate < 1:

@@ -46,7 +46,7 @@ Causal = bool | Literal["bottom_right"]
 
 
 class AttentionOptions(TypedDict, total=False):
-    """The options of `dot_product_attention` but for `return_residual`, which its type rests on."""
+    """The options of `dot_product_attention` less `return_residual`, which decides its type."""
 
     scale: ArrayLike | None
     is_causal: Causal
@@ -155,8 +155,8 @@ def dot_product_attention(
             differentiable.
         sink: [N], one more score per head, whose probability goes to no value.
         dropout_rate: from 0 to below 1: each probability is set to 0 with this chance, and the
-            others are divided by 1 − rate. Which, depends on `dropout_key`, the place of query and
-            key, head and example alone: it is the same in every mode and for every block size.
+            others are divided by 1 − rate. Which ones depends on `dropout_key` and on
+            the places of query, key, head and example alone, not on the mode or the block size.
         dropout_key: a random key; the same one on all devices that share an `axis_name`.
         broadcast_dropout: whether all examples and heads drop the same places.
         block_size: queries and keys of a block, (b, c) or one int; by default suited to caches.
@@ -234,7 +234,7 @@ class _Arrays(NamedTuple):
 
 @partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _attention(x: _Arrays, plan: Plan, broadcast_dropout: bool) -> tuple[jax.Array, jax.Array]:
-    """Output and logsumexp: compiled here once where a caller has no jit, inlined where he has."""
+    """Output and logsumexp: compiled once for calls outside `jit`, inlined into those under it."""
     names = mesh_axes(x.key, x.key.ndim - 3)
     if names and plan.axis_name is None:
         return _over_keys(x, plan, broadcast_dropout, names)

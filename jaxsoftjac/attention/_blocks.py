@@ -180,7 +180,7 @@ def _nonzero(total: jax.Array) -> jax.Array:
 
 
 def _scaled(q: jax.Array, sight: Sight, plan: Plan) -> Queries:
-    """The queries; in presence of masks those with NaN or ∞ are 0 and their scores are poisoned."""
+    """The scaled queries. Under a mask those with NaN or ∞ become 0, and their scores poisoned."""
     q = q * plan.scale
     if sight.mask is None and sight.span is None:
         return Queries(q, None)

@@ -39,7 +39,7 @@ def as_flax_attention(
         key: shape [..., S, K, H]; each key head serves N / K heads.
         value: shape [..., S, K, D].
         bias: added to the scores; broadcasts to [..., N, T, S].
-        mask: boolean, or numbers that are 0 where a query does not see a key; broadcasts likewise.
+        mask: boolean, or numbers, 0 where a query does not see a key; broadcasts as `bias` does.
         broadcast_dropout: whether all examples and heads drop the same places.
         dropout_rng: a random key, needed where weights are dropped.
         dropout_rate: the chance of a weight to be dropped.

@@ -36,7 +36,7 @@ class Fixed(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is static."""
+    """What is static: the sizes, the options, and how both sequences are cut into blocks."""
 
     queries: int
     keys: int
@@ -62,7 +62,7 @@ class QueryBlock(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """Which keys a block of queries sees, and the random bits by which it forgets some."""
+    """Which keys a block of queries sees, and the random bits by which it drops some."""
 
     mask: jax.Array | None  # [key blocks, b, k, g, t, S]
     span: tuple[jax.Array, jax.Array] | None  # [B|1, 1, 1, T, 1]
@@ -100,7 +100,7 @@ class Places(NamedTuple):
 
 
 def operand_blocks(operands: Operands, plan: Plan, size: int) -> tuple[QueryBlock, KeyBlocks]:
-    """What is differentiated by, in blocks of queries and in blocks of `size` keys."""
+    """What attention is differentiated by, in blocks of queries and in blocks of `size` keys."""
     q, k, v, bias, softcap = operands
     bias = None if bias is None else _tiles(bias, plan, size)
     k, v = (_split(jnp.swapaxes(x, 1, 2), 2, plan.keys, size) for x in (k, v))
@@ -108,7 +108,7 @@ def operand_blocks(operands: Operands, plan: Plan, size: int) -> tuple[QueryBloc
 
 
 def fixed_blocks(fixed: Fixed, plan: Plan, size: int) -> tuple[Sight, Places]:
-    """What is not, likewise."""
+    """What attention is not differentiated by, in the same blocks."""
     mask = None if fixed.mask is None else _tiles(fixed.mask, plan, size)
     dropout, span = fixed.dropout, None
     if fixed.span is not None:
@@ -142,7 +142,7 @@ def by_head(x: jax.Array, plan: Plan) -> jax.Array:
 
 
 def by_query(x: jax.Array, plan: Plan) -> jax.Array:
-    """Blocks of neighbours where there is a band, else every n-th query, which keeps a sharding."""
+    """Blocks of queries: neighbours under a band, else every n-th, which keeps a sharding."""
     return _split(x, x.ndim - 2, plan.queries, plan.query_block, strided=plan.band is None)
 
 

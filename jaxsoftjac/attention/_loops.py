@@ -26,8 +26,8 @@ def over_keys(
 ) -> Carry:
     """`step` over the blocks of keys, except those that no query sees.
 
-    Nothing of a step is kept for a derivative, which computes it again. The second checkpoint, in
-    the branch, keeps JAX from handing on what it computes. Another branch, without a mask for
+    A derivative keeps nothing of a step and computes it again. The second checkpoint, inside the
+    branch, keeps JAX from storing what the branch computes. A further branch, without a mask for
     blocks that all queries see, would gain little time and cost much compilation.
     """
     size, span = jax.tree.leaves(blocks)[0].shape[-2], sight.span
@@ -59,10 +59,10 @@ def _sees(span: tuple[jax.Array, jax.Array], position: jax.Array, size: int) -> 
 
 @custom_vmap
 def _anywhere(sees: jax.Array) -> jax.Array:
-    """A truth that is one for all examples under vmap.
+    """The condition itself; under vmap whether it holds for any example, the same for all.
 
-    By one that differs `lax.cond` would compute both branches, and its derivative would fail: JAX
-    puts a stop_gradient there, which has no transpose.
+    If it differed between examples, `lax.cond` would compute both branches, and its derivative
+    would fail: JAX puts a stop_gradient there, which has no transpose.
     """
     return sees
 

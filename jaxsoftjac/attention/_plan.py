@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxsoftjac.attention._arguments import scalar
 from jaxsoftjac.attention._layout import AxisName, Plan
@@ -23,8 +24,8 @@ def plan_of(
     k: jax.Array,
     *,
     scale: float | jax.Array | None,
-    softcap: Any,
-    block_size: Any,
+    softcap: float | jax.Array | None,
+    block_size: int | tuple[int, int] | None,
     band: tuple[int, int] | None,
     has_lengths: bool,
     axis_name: AxisName | None,
@@ -60,7 +61,7 @@ def slice_of(plan: Plan, axis_name: AxisName, slices: int) -> Plan:
     return plan._replace(keys=keys, key_blocks=(of_primal, of_tangent), axis_name=axis_name)
 
 
-def softcap_of(x: Any) -> float | jax.Array | None:
+def softcap_of(x: ArrayLike | None) -> float | jax.Array | None:
     """The bound of the scores, None for ∞."""
     if x is None:
         return None
@@ -70,11 +71,11 @@ def softcap_of(x: Any) -> float | jax.Array | None:
     return None if isinstance(x, float) and x == math.inf else x
 
 
-def _block_sizes(block_size: Any, heads: int) -> tuple[int, int, int]:
+def _block_sizes(block_size: int | tuple[int, int] | None, heads: int) -> tuple[int, int, int]:
     """Queries of a block, and keys in the primal and in the tangent program.
 
-    By default a block has at most about 2²⁰ scores, over all heads: as measured on a CPU, they
-    then stay in its caches, and the rows that every step reads and writes do not weigh much.
+    By default a block has at most about 2²⁰ scores, over all heads: they stay in a CPU's caches,
+    and the rows that every step reads and writes weigh little against them.
     """
     if block_size is None:
         queries = min(max(2**13 // max(heads, 1), 128), 1024)
@@ -101,7 +102,9 @@ def _two_ints(name: str, x: Any, least: int) -> tuple[int, int]:
     return operator.index(parts[0]), operator.index(parts[1])
 
 
-def band_of(is_causal: Any, window: Any, offset: int) -> tuple[int, int] | None:
+def band_of(
+    is_causal: bool | str, window: int | tuple[int, int] | None, offset: int
+) -> tuple[int, int] | None:
     """How many keys before and after its own place a query sees; None for all.
 
     `offset` is the place of query 0 among the keys under a mask that is causal from the end.

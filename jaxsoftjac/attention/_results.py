@@ -41,7 +41,7 @@ def with_sink(rows: Rows, sink: jax.Array, shift: jax.Array) -> Rows:
 
 
 def shift_of(rows: Rows, query: jax.Array, key_origin: jax.Array, scale: float) -> jax.Array:
-    """What the scores lack for the origin of the keys, [B, 1, N, H]; 0 in a row without keys."""
+    """What measuring keys from their origin, [B, 1, N, H], took from the scores; 0 without keys."""
     shift = scale * jnp.sum(query * key_origin, -1)
     return jnp.where(rows.total == 0, 0, shift)
 

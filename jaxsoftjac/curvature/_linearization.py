@@ -1,4 +1,4 @@
-"""A model at one point of its parameters: outputs, v ↦ Jv and u ↦ Jᵀu, and what stands beside.
+"""A model at one point of its parameters: its outputs, v ↦ Jv and u ↦ Jᵀu.
 
 >>> line = linearize(lambda x: 3 * x, jnp.array(2.0))
 >>> print(line.outputs, line.push([jnp.array(1.0)]), *line.pull(jnp.array(1.0)))
@@ -30,7 +30,7 @@ class Linearization(NamedTuple):
 
 
 def linearize(outputs_of: Callable[[Any], Any], params: Any) -> Linearization:
-    """The linearisation of a function, whose transpose is derived from it: one forward pass."""
+    """The linearisation of a function, and its transpose, from one forward pass."""
     tree = Floating(params)
     arrays = [jnp.asarray(a) for a in tree.arrays]
     outputs, push = jax.linearize(lambda arrays: outputs_of(tree.with_arrays(arrays)), arrays)
@@ -39,7 +39,7 @@ def linearize(outputs_of: Callable[[Any], Any], params: Any) -> Linearization:
 
 
 def add_scaled(tree: Any, scale: ArrayLike, other: Any) -> Any:
-    """Tree + scale·other, in the dtypes of the tree."""
+    """The sum tree + scale·other, in the dtypes of the tree."""
     return jax.tree.map(lambda a, b: a + jnp.asarray(scale, a.dtype) * b, tree, other)
 
 

@@ -1,4 +1,4 @@
-"""What stands on a model: its mean loss on logits, or on hidden states and the layer beneath it.
+"""What stands on a model: the mean loss of its logits, or of hidden states under a last layer.
 
 All means are over the examples that are kept: those whose label is not `ignore_index`.
 """
@@ -46,7 +46,7 @@ class Objective(Protocol):
         ...
 
     def fisher(self, z: Any, labels: Any) -> Product:
-        """The same of cross-entropy, which reads of labels only whether they are kept."""
+        """The same for cross-entropy; of the labels it reads only which are kept."""
         ...
 
     def sampled_fisher(self, z: Any, labels: Any, key: jax.Array, samples: int) -> Product:
@@ -54,7 +54,7 @@ class Objective(Protocol):
         ...
 
     def sampled_cotangent(self, z: Any, labels: Any, key: jax.Array) -> Any:
-        """One Fε."""
+        """One sample Fε, a cotangent of the outputs."""
         ...
 
 
@@ -210,7 +210,7 @@ def _mean_softmax_hessian(z: jax.Array, kept: jax.Array, shares: jax.Array) -> P
 
 
 def shares_of(z: jax.Array, labels: Any, options: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Which examples are kept, and the share of each in the mean, 0 of those that are not."""
+    """Which examples are kept, and the share of each in the mean, 0 if it is not."""
     shape, dtype = z.shape[:-1], wide(z).dtype
     kept = jnp.ones(shape, bool)
     if options.get("ignore_index") is not None:

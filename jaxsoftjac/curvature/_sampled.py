@@ -67,8 +67,8 @@ def sampled_fisher_product(
     J = FFᵀ with F = diag(√σ) − σ√σᵀ, so that E[(Fε)(Fε)ᵀ] = J for random signs ε: each example's H
     is replaced by the mean of the samples' (Fε)(Fε)ᵀ.
 
-    Cost: as `gauss_newton_product`, and two passes over the logits for each sample: what is
-    cheaper is the matrix, not the product. With `head`, the [N, V] logits are never held.
+    Cost: that of `gauss_newton_product`, and two passes over the logits for each sample: sampling
+    lowers the rank, not the cost of a product. With `head`, the [N, V] logits are never held.
 
     Args:
         model: function (params, inputs) → logits [..., K], or hidden states beneath a `head`.
@@ -124,9 +124,9 @@ def gauss_newton_diagonal(
     Exact: Σ (JₙᵀF eⱼ)² over examples n and outputs j. Sampled: the mean of (Σₙ JₙᵀFεₙ)² over
     random signs ε, unbiased, because the signs of different examples are independent.
 
-    Cost: exact, a backward pass for every output of an example, K for one row of logits, each with
-    a gradient per example in memory unless the compiler fuses it away; sampled, one ordinary
-    gradient per sample, with `head` without the [N, V] logits.
+    Cost: exact, a backward pass for every output of an example (K for one row of logits), each with
+    a gradient per example in memory unless the compiler fuses it away; sampled, an ordinary
+    gradient for each sample, and with `head` no [N, V] logits.
 
     Args:
         model: function (params, inputs) → logits [N, ..., K]; for the exact diagonal, examples

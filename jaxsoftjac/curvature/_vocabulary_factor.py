@@ -25,7 +25,7 @@ class _Summary(NamedTuple):
 
 
 class VocabularyFactor:
-    """F at the logits of a layer, its rows times √share."""
+    """The factor F at the logits of a last layer, for each row times √share."""
 
     def __init__(
         self,

@@ -68,8 +68,8 @@ class GradientFlow(NamedTuple):
 def gradient_flow(x: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> GradientFlow:
     """How strongly, and in how many directions, gradients pass through the softmax of each row.
 
-    Norms, ranks and eigenvalues of J = diag(σ) − σσᵀ from sums over the classes, scaled by the
-    second largest probability so that nothing cancels or underflows before the result does.
+    The norms, ranks and eigenvalues of J = diag(σ) − σσᵀ come from sums over the classes, scaled by
+    the second largest probability so that nothing cancels or underflows before the result does.
 
     Cost: O(K) time and memory per row; J is never formed.
 

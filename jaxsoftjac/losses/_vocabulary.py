@@ -42,11 +42,11 @@ class Operands(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is static: the vocabulary is cut into a first block, then `count` of equal size."""
+    """What is static: the vocabulary is cut into a first block, then `blocks` of equal size."""
 
     first: int
     size: int
-    count: int
+    blocks: int
     mean: bool = False  # whether the mean of the logits is wanted
     axis_name: str | None = None  # mapped axis over which the vocabulary is split
 

@@ -51,7 +51,7 @@ class SoftmaxJacobian:
     log σ, so that what is lost when σ underflows is kept, and derivatives are along Σσ̇ = 0.
 
     Classes that `where` or a logit −∞ excludes are outside the operator: products are 0 there, and
-    rank, determinant and eigenvalues (0 there) do without them. With one class J is 0.
+    rank, determinant and eigenvalues (0 there) leave them out. With one class J is 0.
 
     Args:
         sigma: probabilities [..., K], Σσ = 1 along the last axis (the caller's promise).
@@ -222,8 +222,8 @@ class SoftmaxJacobian:
     def eigvalsh(self) -> jax.Array:
         """All eigenvalues [..., K], ascending, by the secular equation: O(K²), no K×K in memory.
 
-        Each to a few units in its last place relatively. Their derivatives are Hellmann and
-        Feynman's, and where eigenvalues tie the mean of the group's.
+        Each is right to a few units in its last place. Derivatives are Hellmann and Feynman's;
+        eigenvalues that tie have the mean derivative of their group.
         """
         return eigenvalues(self.sigma, self._rows.on_simplex).astype(self.dtype)
 

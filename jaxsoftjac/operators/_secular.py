@@ -142,7 +142,7 @@ def _eigenvectors(sigma: jax.Array, near: jax.Array, offset: jax.Array) -> jax.A
 
 
 def _secular_vectors(sigma: jax.Array, near: jax.Array, offset: jax.Array) -> jax.Array:
-    """σⱼ/(σⱼ − λ), normalised; sums run along rows, where compilers sum most accurately."""
+    """σⱼ/(σⱼ − λ) to unit length; sums run along rows, where compilers sum most accurately."""
     value, is_simple = near + offset, offset != 0
     scale = jnp.where(is_simple, offset / jnp.where(is_simple, value, 1), 1)
 

@@ -16,9 +16,9 @@ from jaxsoftjac._trees import Floating
 Schedule = ArrayLike | Callable[[Any], Any]
 
 
-def at_step(value: Schedule, count: jax.Array) -> Any:
+def at_step(value: Schedule, step: jax.Array) -> ArrayLike:
     """A number, or what a schedule says at this step."""
-    return value(count) if callable(value) else value
+    return value(step) if callable(value) else value
 
 
 def check_least(least: float, **options: Any) -> None:
@@ -51,7 +51,7 @@ def floating(params: Any) -> tuple[Floating, jnp.dtype]:
 
 
 def whole(params: Any, all_params: Any) -> Any:
-    """The parameters, and in place of those that optax masks, the ones of `all_params`."""
+    """The parameters, with those that optax masks taken from `all_params`."""
     if all_params is None:
         return params
     return jax.tree.map(
@@ -63,7 +63,7 @@ def whole(params: Any, all_params: Any) -> Any:
 
 
 def called(function: Callable[..., Any], params: Any, arguments: Mapping[str, Any]) -> Any:
-    """A function of the parameters, with those of the arguments that it has a name for."""
+    """`function` at the parameters, given those of the arguments that it has a name for."""
     parameters = list(inspect.signature(function).parameters.values())[1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return function(params, **arguments)
@@ -71,6 +71,6 @@ def called(function: Callable[..., Any], params: Any, arguments: Mapping[str, An
     return function(params, **{k: v for k, v in arguments.items() if k in names})
 
 
-def key_of_step(seed: ArrayLike, count: jax.Array) -> jax.Array:
+def key_of_step(seed: ArrayLike, step: jax.Array) -> jax.Array:
     """A key for each step, so that none has to be kept in the state."""
-    return jax.random.fold_in(jax.random.key(seed), count)
+    return jax.random.fold_in(jax.random.key(seed), step)

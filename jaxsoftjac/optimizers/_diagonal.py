@@ -33,7 +33,7 @@ class DiagonalState(NamedTuple):
     0 [[0. 0.]]
     """
 
-    step: jax.Array  # how many there were
+    step: jax.Array  # how many were taken
     mean: Any  # of the gradients
     diagonal: Any  # mean of the sampled diagonals
 
@@ -67,10 +67,10 @@ def diagonal_gauss_newton(
 ) -> optax.GradientTransformationExtraArgs:
     """Steps −clip(m / (scale·d)): m a mean of gradients, d of sampled Gauss–Newton diagonals.
 
-    As Sophia (Liu et al. 2023, arXiv 2305.14342), whose diagonal comes from sampled labels; here
+    As in Sophia (Liu et al. 2023, arXiv 2305.14342), whose diagonal comes from sampled labels; here
     from random signs through the factor of the softmax Jacobian, see `gauss_newton_diagonal`.
 
-    Cost: a gradient more every `every` steps; two arrays of the parameters' size. With `head`, the
+    Cost: one more gradient in `every` steps; two arrays of the parameters' size. With `head`, the
     [N, V] logits are never held.
 
     Args:
@@ -158,7 +158,7 @@ def _update(
     return tree.updates(steps), DiagonalState(taken, tree.updates(mean), tree.updates(d))
 
 
-def _numbers(chosen: _Options, dtype: Any) -> list[jax.Array]:
+def _numbers(chosen: _Options, dtype: jnp.dtype) -> list[jax.Array]:
     numbers = chosen.scale, chosen.threshold, chosen.eps, chosen.b1, chosen.b2
     return [jnp.asarray(a, dtype) for a in numbers]
 

@@ -243,5 +243,5 @@ def _scaled(scale: jax.Array, arrays: Arrays) -> Arrays:
     return [scale.astype(a.dtype) * a for a in arrays]
 
 
-def _largest(a: jax.Array, dtype: Any) -> jax.Array:
+def _largest(a: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.max(jnp.abs(a), initial=0).astype(dtype)

@@ -20,7 +20,7 @@ class CurvatureState(NamedTuple):
     0 1.0
     """
 
-    step: jax.Array  # how many there were
+    step: jax.Array  # how many were made, taken or not
     damping: jax.Array  # of the next step, unless a schedule changes it
     scale: jax.Array  # of the damping, to what the option says
     ratio: jax.Array  # of the last step's reduction of the loss to that of its quadratic model
@@ -28,7 +28,7 @@ class CurvatureState(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Those of `gauss_newton_cg` that are not of its loss."""
+    """The options of `gauss_newton_cg` that do not concern its loss."""
 
     learning_rate: Schedule
     samples: int | None
@@ -69,7 +69,7 @@ def adapted(
     after: jax.Array,
     is_number: jax.Array,
 ) -> tuple[jax.Array, CurvatureState]:
-    """Whether the step is taken, and λ by what its quadratic model was worth."""
+    """Whether the step is taken, and λ according to how good its quadratic model was."""
     finite = jnp.isfinite(after) & is_number
     change = jnp.where(finite, before, 0) - jnp.where(finite, after, 0)
     predicted = jnp.where(is_number, solution.predicted, 0)
@@ -89,7 +89,7 @@ def adapted(
     )
 
 
-def base_of(chosen: Options, step: jax.Array, dtype: Any) -> jax.Array:
+def base_of(chosen: Options, step: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """λ as the option has it, before it adapts."""
     damping = jnp.asarray(at_step(chosen.damping, step), dtype)
     least = jnp.asarray(chosen.min_damping, dtype)

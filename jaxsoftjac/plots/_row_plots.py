@@ -126,7 +126,7 @@ def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
     block = np.asarray(jacobian_block(sigma, shown), np.float64)
     from matplotlib.colors import Normalize, SymLogNorm
 
-    # Off the diagonal entries are smaller by a factor of about K: on a linear scale, blank.
+    # Entries off the diagonal are smaller by a factor of about K: a linear scale shows them blank.
     limit = np.abs(block).max() or 1.0  # a saturated σ has J = 0: any symmetric limits will do
     if width <= _LINEAR_CLASSES:
         scale, ticks = Normalize(-limit, limit), None

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import as_real, wide
 
 
-def default_tol(dtype: Any) -> float:
+def default_tol(dtype: jnp.dtype) -> float:
     """The default of `tol`."""
     return 1e-8 if dtype == jnp.float64 else 3e-6
 

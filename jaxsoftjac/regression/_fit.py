@@ -87,11 +87,12 @@ def fit_softmax_regression(
     - "lbfgs" is optax's L-BFGS.
 
     The coefficients are differentiable in `l2`, `weights` and `features`, by the implicit function
-    theorem: the gradient of a loss on other data by the penalty, say. Under `vmap`, one program
-    fits the folds that `weights` of 0 and 1 make.
+    theorem: for instance, a loss on other data by the penalty. Under `vmap`, one program
+    fits all folds, each given by `weights` of 0 and 1.
 
     Cost per step: O(N·D·K) time for each product with the Hessian, O(N·D²·K²) for a factorised one,
-    and O((D·K)²) memory for that alone; a copy of the features, of float64 a second in float32.
+    and O((D·K)²) memory for that alone; a copy of the features, and of float64 features a second
+    in float32.
 
     Args:
         features: real array [N, D]; its rows may be split over devices.
@@ -117,7 +118,7 @@ def fit_softmax_regression(
         TypeError: `features` or `weights` is boolean or complex, or labels are not numbers.
         ValueError: a shape does not fit, a label is not in [0, K), features are not finite, weights
             are negative, not finite or all 0, an option is out of range, or `num_classes` is
-            needed and absent. Of values, what is known outside `jit`.
+            needed and absent. Values are checked where they are known, outside `jit`.
 
     Examples:
         >>> fit = fit_softmax_regression(jnp.arange(4.0)[:, None], [0, 1, 0, 1], l2=0.1)

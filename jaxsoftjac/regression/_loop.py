@@ -68,7 +68,7 @@ def minimise(
         return (s.steps < 0) | (is_moving & (jnp.linalg.norm(s.gradient) > s.goal))
 
     def is_good(s: _State, value: jax.Array, gradient: jax.Array) -> jax.Array:
-        """A sufficient fall; or, where that is lost in rounding, a fall of the slope."""
+        """Whether the loss falls enough or, where that is lost in rounding, the slope does."""
         slope = jnp.vdot(s.gradient, s.direction)
         falls = value <= s.value + _SUFFICIENT * s.t * slope
         is_level = value <= s.value + 8 * rounding * jnp.abs(s.value)
