@@ -35,6 +35,8 @@ from jaxsoftjac.products import log_softmax_vjp as log_softmax_vjp
 from jaxsoftjac.products import softmax_jvp as softmax_jvp
 from jaxsoftjac.products import softmax_second_derivative as softmax_second_derivative
 from jaxsoftjac.products import softmax_vjp as softmax_vjp
+from jaxsoftjac.sparse import entmax as entmax
+from jaxsoftjac.sparse import sparsemax as sparsemax
 from jaxsoftjac.transforms import hessian as hessian
 from jaxsoftjac.transforms import hvp as hvp
 from jaxsoftjac.transforms import jacobian as jacobian

@@ -34,6 +34,7 @@ ROOMS = (
         "_weighted_sums",
         "products",
         "functions",
+        "sparse",
         "losses",
         "dense",
         "operators",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import WIDE, close, plain_softmax, quick_jit
+from plain_entmax import plain_entmax
 from ways import ways
 
 import jaxsoftjac as jsj
@@ -56,6 +57,10 @@ def plain_log_jacobian(x):
 
 def attention_arrays(x):
     return x[:, None], jnp.sin(x)[:, None], jnp.cos(x)[:, None]
+
+
+def learned_alpha(x):
+    return 1.5 + 0.4 * jnp.sin(jnp.sum(x, -1))
 
 
 V = np.random.default_rng(7).normal(size=(3, 4))
@@ -153,6 +158,16 @@ TABLE = {
         ),
     ),
     "softmax_hessian": (jsj.softmax_hessian, jax.vmap(jax.hessian(plain_softmax))),
+    "sparsemax": (jsj.sparsemax, lambda x: plain_entmax(x, 2)),
+    "entmax": (jsj.entmax, lambda x: plain_entmax(x, 1.5)),
+    "entmax, where": (
+        lambda x: jsj.entmax(x, 1.3, axis=0, where=WHERE),
+        lambda x: plain_entmax(x, 1.3, axis=0, where=WHERE),
+    ),
+    "entmax, learned": (
+        lambda x: jsj.entmax(x, learned_alpha(x)),
+        lambda x: plain_entmax(x, learned_alpha(x)),
+    ),
     "linear_cross_entropy": (
         lambda x: jsj.linear_cross_entropy(
             x, jnp.cos(x).T, PERM, block_size=2, label_smoothing=0.1, reduction="mean"
