@@ -29,6 +29,7 @@ from jaxsoftjac.losses import entropy as entropy
 from jaxsoftjac.losses import kl_divergence as kl_divergence
 from jaxsoftjac.losses import linear_cross_entropy as linear_cross_entropy
 from jaxsoftjac.losses import linear_cross_entropy_gauss_newton as linear_cross_entropy_gauss_newton
+from jaxsoftjac.operators import EntmaxJacobian as EntmaxJacobian
 from jaxsoftjac.operators import SoftmaxJacobian as SoftmaxJacobian
 from jaxsoftjac.products import log_softmax_jvp as log_softmax_jvp
 from jaxsoftjac.products import log_softmax_vjp as log_softmax_vjp

@@ -1,4 +1,4 @@
-"""The Jacobian of softmax as an operator: products, inverses, factors and spectrum without K×K.
+"""The Jacobians of softmax and α-entmax as operators: products, solves, roots, spectrum.
 
 >>> import jax.numpy as jnp
 >>> J = SoftmaxJacobian(jnp.array([0.5, 0.25, 0.25]))
@@ -6,5 +6,6 @@
 [ 0.25  -0.125 -0.125] [0.    0.25  0.375] 0.625
 """
 
+from jaxsoftjac.operators._entmax import EntmaxJacobian as EntmaxJacobian
 from jaxsoftjac.operators._operator import SoftmaxJacobian as SoftmaxJacobian
 from jaxsoftjac.operators._secular import Eigh as Eigh

@@ -69,7 +69,8 @@ def entmax(
     """
     x = as_real("x", x)
     classes = ClassAxes(canonical_axes(axis, x.ndim))
-    known, traced = checked_alpha(alpha, x, classes)
+    of_rows = checked_alpha(alpha, x, classes)
+    known, traced = (of_rows, None) if isinstance(of_rows, float) else (None, of_rows)
     where = None if where is None else jnp.asarray(where)
     return _entmax(x, traced, where, alpha=known, classes=classes)
 
@@ -95,23 +96,22 @@ def _entmax(
     return jnp.where(where, p + 0 * nan_unless(top != jnp.inf, x.dtype), 0)
 
 
-def checked_alpha(
-    alpha: ArrayLike, x: jax.Array, classes: ClassAxes
-) -> tuple[float | None, jax.Array | None]:
+def checked_alpha(alpha: ArrayLike, x: jax.Array, classes: ClassAxes) -> float | jax.Array:
     """α as a Python number, or as an array with class axes of length 1 and NaN out of range."""
     is_known = isinstance(alpha, int | float | np.ndarray | np.generic)
     array = as_real("alpha", alpha)
     if is_known and not np.all((np.asarray(alpha) >= LOWEST) & (np.asarray(alpha) <= HIGHEST)):
         raise ValueError(f"`alpha` must lie in [{LOWEST}, {HIGHEST}], got {alpha}")
     if is_known and array.ndim == 0:
-        return float(np.asarray(alpha)), None
-    rows = tuple(n for i, n in enumerate(x.shape) if i not in classes.axes)
+        return float(np.asarray(alpha))
+    axes = tuple(a % x.ndim for a in classes.axes)
+    rows = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     try:
         array = jnp.broadcast_to(array, rows)
     except ValueError:
         raise ValueError(f"`alpha` must broadcast to {rows}, got {array.shape}") from None
-    array = lax.expand_dims(array.astype(working_dtype(x.dtype)), classes.axes)
-    return None, array * nan_unless((array >= LOWEST) & (array <= HIGHEST), array.dtype)
+    array = lax.expand_dims(array.astype(working_dtype(x.dtype)), axes)
+    return array * nan_unless((array >= LOWEST) & (array <= HIGHEST), array.dtype)
 
 
 def family_rows(x: jax.Array, alpha: float | jax.Array | None, classes: ClassAxes) -> jax.Array:

@@ -33,6 +33,11 @@ def weights(p: jax.Array, beta: Beta) -> jax.Array:
     return power(p, 1 - beta)
 
 
+def log_weights(p: jax.Array, alpha: Beta) -> jax.Array:
+    """Log s = (2 − α) log p, and −∞ where p is 0."""
+    return jnp.where(p > 0, (2 - alpha) * safe_log(p), -jnp.inf)
+
+
 def power(p: jax.Array, exponent: Beta) -> jax.Array:
     """p^exponent, and 0 where p is 0."""
     if is_number(exponent, 2):
