@@ -25,6 +25,7 @@ from jaxsoftjac.functions import log_softmax as log_softmax
 from jaxsoftjac.functions import logsumexp as logsumexp
 from jaxsoftjac.functions import softmax as softmax
 from jaxsoftjac.losses import cross_entropy as cross_entropy
+from jaxsoftjac.losses import entmax_loss as entmax_loss
 from jaxsoftjac.losses import entropy as entropy
 from jaxsoftjac.losses import kl_divergence as kl_divergence
 from jaxsoftjac.losses import linear_cross_entropy as linear_cross_entropy

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import WIDE, close, plain_softmax, quick_jit
-from plain_entmax import plain_entmax
+from plain_entmax import plain_entmax, plain_entmax_loss
 from ways import ways
 
 import jaxsoftjac as jsj
@@ -167,6 +167,14 @@ TABLE = {
     "entmax, learned": (
         lambda x: jsj.entmax(x, learned_alpha(x)),
         lambda x: plain_entmax(x, learned_alpha(x)),
+    ),
+    "entmax_loss": (
+        lambda x: jsj.entmax_loss(x, LABELS),
+        lambda x: plain_entmax_loss(x, jax.nn.one_hot(LABELS, 4, dtype=x.dtype), 1.5),
+    ),
+    "entmax_loss, learned": (
+        lambda x: jsj.entmax_loss(x, plain_softmax(jnp.sin(x)), learned_alpha(x)),
+        lambda x: plain_entmax_loss(x, plain_softmax(jnp.sin(x)), learned_alpha(x)),
     ),
     "linear_cross_entropy": (
         lambda x: jsj.linear_cross_entropy(

@@ -10,6 +10,7 @@
 from jaxsoftjac.losses._cross_entropy import cross_entropy as cross_entropy
 from jaxsoftjac.losses._divergences import entropy as entropy
 from jaxsoftjac.losses._divergences import kl_divergence as kl_divergence
+from jaxsoftjac.losses._entmax import entmax_loss as entmax_loss
 from jaxsoftjac.losses._linear import linear_cross_entropy as linear_cross_entropy
 from jaxsoftjac.losses._linear import (
     linear_cross_entropy_gauss_newton as linear_cross_entropy_gauss_newton,
