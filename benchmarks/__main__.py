@@ -19,6 +19,7 @@ SUBJECTS = (
     "dense",
     "losses",
     "operators",
+    "sparse",
     "linear_losses",
     "attention",
     "curvature",
