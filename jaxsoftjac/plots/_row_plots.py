@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsoftjac.dense import jacobian_block
-from jaxsoftjac.functions import softmax
-from jaxsoftjac.operators import SoftmaxJacobian
+from jaxsoftjac.operators import EntmaxJacobian, SoftmaxJacobian
 from jaxsoftjac.plots._style import (
     BLUE,
     DOUBLE_COLUMN,
@@ -20,6 +19,7 @@ from jaxsoftjac.plots._style import (
     journal_style,
     whole_ticks,
 )
+from jaxsoftjac.sparse import entmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,21 +33,24 @@ _DECADES = 6  # of the logarithmic part of the colour scale, on either side of 0
 _MAX_BARS = 128  # beyond, bars are narrower than a pixel and fade: draw lines of fixed width
 
 
-def plot_jacobian(x: jax.Array) -> Figure:
-    """The softmax Jacobian of one row of logits in three panels.
+def plot_jacobian(x: jax.Array, *, alpha: float = 1.0) -> Figure:
+    """The Jacobian of softmax, or of α-entmax, at one row of logits in three panels.
 
-    A heat map of J = diag(σ) − σσᵀ, bars of its diagonal σᵢ(1 − σᵢ), and bars of σ. Of rows wider
-    than 512 the heat map shows the 32 most probable classes: nothing is averaged, J never formed.
+    A heat map of J = diag(σ) − σσᵀ, bars of its diagonal σᵢ(1 − σᵢ), and bars of σ; for α-entmax of
+    J = diag(s) − ssᵀ/Σs with s = p^{2−α}, its diagonal, and p. Of rows wider than 512 the heat map
+    shows the 32 most probable classes: nothing is averaged, J never formed.
 
     Args:
         x: Logits of shape [K].
+        alpha: α in [1, 4]: 1 is softmax, 2 sparsemax.
 
     Returns:
         A Figure that belongs to no window: `savefig` it, or display it in a notebook.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `x` does not have exactly one dimension, or is empty.
+        ValueError: if `x` does not have exactly one dimension, or is empty, or `alpha` is out of
+            range.
 
     Examples:
         >>> _, diagonal, probabilities, *_ = plot_jacobian(jnp.zeros(4)).axes
@@ -55,16 +58,19 @@ def plot_jacobian(x: jax.Array) -> Figure:
         0.1875 0.1875 0.1875 0.1875
     """
     _require_row(x)
-    sigma = softmax(x)
-    values = np.asarray(sigma, np.float64)
-    exact = np.asarray(SoftmaxJacobian.from_logits(x).diagonal(), np.float64)
+    J = EntmaxJacobian.from_logits(x, alpha)
+    p = np.asarray(entmax(x, alpha), np.float64)
+    s, of_diagonal, letter = "s", "sᵢ(1 − sᵢ/Σs)", "p"
+    if alpha == 1:
+        s, of_diagonal, letter = "σ", "σᵢ(1 − σᵢ)", "σ"
     with journal_style(DOUBLE_COLUMN, 2.2) as figure:
         matrix, diagonal, probabilities = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
-        _heat_map(figure, matrix, sigma)
-        _bars(diagonal, exact, BLUE)
-        diagonal.set(title="Diagonal σᵢ(1 − σᵢ)", xlabel="index i", ylabel="∂σᵢ/∂zᵢ")
-        _bars(probabilities, values, VERMILION)
-        probabilities.set(title="Probabilities σ", xlabel="class i", ylabel="σᵢ")
+        _heat_map(figure, matrix, J, p)
+        matrix.set_title(f"Jacobian J = diag({s}) − {s}{s}ᵀ" + ("" if alpha == 1 else "/Σs"))
+        _bars(diagonal, np.asarray(J.diagonal(), np.float64), BLUE)
+        diagonal.set(title=f"Diagonal {of_diagonal}", xlabel="index i", ylabel=f"∂{letter}ᵢ/∂zᵢ")
+        _bars(probabilities, p, VERMILION)
+        probabilities.set(title=f"Probabilities {letter}", xlabel="class i", ylabel=f"{letter}ᵢ")
     return figure
 
 
@@ -118,12 +124,12 @@ def _interval_width(k: np.ndarray) -> float:
     return 3 if len(k) <= _MAX_BARS else 0.8
 
 
-def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
-    width = len(sigma)
+def _heat_map(figure: Figure, axes: Axes, J: EntmaxJacobian, p: np.ndarray) -> None:
+    width = len(p)
     shown = np.arange(width)
     if width > _MAX_CELLS:
-        shown = np.sort(np.argsort(-np.asarray(sigma, np.float64))[:_MOST_PROBABLE])
-    block = np.asarray(jacobian_block(sigma, shown), np.float64)
+        shown = np.sort(np.argsort(-p, stable=True)[:_MOST_PROBABLE])
+    block = np.asarray(J.scale * jacobian_block(J.softmax.sigma, shown), np.float64)
     from matplotlib.colors import Normalize, SymLogNorm
 
     # Entries off the diagonal are smaller by a factor of about K: a linear scale shows them blank.
@@ -136,7 +142,7 @@ def _heat_map(figure: Figure, axes: Axes, sigma: jax.Array) -> None:
         ticks = [-decade, -decade / 100, 0, decade / 100, decade]
     image = axes.imshow(block, cmap="RdBu", norm=scale, interpolation="nearest")
     figure.colorbar(image, ax=axes, ticks=ticks)
-    axes.set(title="Jacobian J = diag(σ) − σσᵀ", xlabel="logit j", ylabel="probability i")
+    axes.set(xlabel="logit j", ylabel="probability i")
     if len(shown) == width:
         whole_ticks(axes.xaxis)
         whole_ticks(axes.yaxis)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsoftjac import softmax, softmax_jacobian
+from jaxsoftjac import entmax, softmax, softmax_jacobian
 from jaxsoftjac.dense import jacobian_block
 from jaxsoftjac.diagnostics import gradient_flow, product_errors, summarize, temperature_sweep
 from jaxsoftjac.plots import (
@@ -29,6 +29,15 @@ def test_three_panels_show_the_jacobian_its_diagonal_and_sigma():
     sigma = np.asarray(softmax(X))
     heights = [[bar.get_height() for bar in axes.patches] for axes in (diagonal, probabilities)]
     np.testing.assert_allclose(heights, [sigma * (1 - sigma), sigma], rtol=1e-6)
+
+
+def test_the_panels_of_a_sparse_member():
+    matrix, diagonal, probabilities = plot_jacobian(X, alpha=1.5).axes[:3]
+    expected = np.asarray(jax.jacfwd(entmax)(X))
+    np.testing.assert_allclose(matrix.images[0].get_array(), expected, atol=1e-6)
+    heights = [[bar.get_height() for bar in axes.patches] for axes in (diagonal, probabilities)]
+    np.testing.assert_allclose(heights, [np.diag(expected), entmax(X)], atol=1e-6)
+    assert matrix.get_title() == "Jacobian J = diag(s) − ssᵀ/Σs"
 
 
 @pytest.mark.parametrize("x", [X, jnp.array([1.0]), jnp.array([1000.0, 0.0, 0.0])])
