@@ -46,6 +46,9 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
     Raises:
         TypeError: `x` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range or named twice, or `where` does not broadcast to `x`.
+
+    >>> print(softmax(jnp.array([0.0, 0.0, jnp.nan]), where=jnp.array([True, True, False])))
+    [0.5 0.5 0. ]
     """
     x, where, classes = _checked(x, axis, where)
     return _masked(x, where, function=softmax_rows, classes=classes, fill=0.0)
@@ -58,6 +61,9 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     class that is 40 nats ahead. Excluded classes get −∞ with derivative 0.
 
     Cost, arguments and errors as for `softmax`.
+
+    >>> print(f"{log_softmax(jnp.array([40.0, 0.0]))[0]:.4e}")      # 0 in jax.nn
+    -4.2484e-18
     """
     x, where, classes = _checked(x, axis, where)
     return _masked(x, where, function=log_softmax_rows, classes=classes, fill=-math.inf)
@@ -214,9 +220,12 @@ def _top_probability(row: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 @softmax_rows.defjvp
-def _softmax_jvp(classes, primals, tangents):
+def _softmax_jvp(
+    classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     sigma, pullback = jax.vjp(lambda x: _softmax_reverse(x, classes), *primals)
-    return sigma, *pullback(*tangents)  # J = Jᵀ: the pullback is the pushforward
+    (pushed,) = pullback(*tangents)  # J = Jᵀ: the pullback is the pushforward
+    return jnp.asarray(sigma), pushed
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -224,12 +233,16 @@ def _softmax_reverse(x: jax.Array, classes: ClassAxes) -> jax.Array:
     return softmax_rows(x, classes)
 
 
-def _softmax_forward(x, classes):
+def _softmax_forward(
+    x: jax.Array, classes: ClassAxes
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     sigma = softmax_rows(x, classes)
     return sigma, (_unrounded(sigma, x), lax.stop_gradient(_top_probability(wide(x), classes)))
 
 
-def _softmax_backward(classes, residuals, g):
+def _softmax_backward(
+    classes: ClassAxes, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array]:
     return (_softmax_pullback(g, *residuals, classes),)
 
 
@@ -253,7 +266,9 @@ def log_softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 @log_softmax_rows.defjvp
-def _log_softmax_jvp(classes, primals, tangents):
+def _log_softmax_jvp(
+    classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     log_sigma = log_softmax_rows(x, classes)
     return log_sigma, _log_softmax_pushforward(tangent, _unrounded(log_sigma, x), classes)
@@ -277,7 +292,9 @@ def logsumexp_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 @logsumexp_rows.defjvp
-def _logsumexp_jvp(classes, primals, tangents):
+def _logsumexp_jvp(
+    classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     return logsumexp_rows(x, classes), _logsumexp_pushforward(tangent, x, classes)
 

@@ -48,7 +48,7 @@ def _worst_entry(found: Any, exact: np.ndarray) -> float:
     return float(np.max(np.abs(np.asarray(found, np.longdouble) / exact - 1)))
 
 
-def _exact_gradient(x: np.ndarray, _) -> np.ndarray:
+def _exact_gradient(x: np.ndarray, _: np.ndarray) -> np.ndarray:
     sigma, _, complement = exact_softmax(x)
     sigma[:, 0] = -complement[:, 0]
     return sigma
@@ -95,7 +95,7 @@ QUANTITIES = {
 
 
 def _jax_functions(softmax: Callable, log_softmax: Callable, loss: Callable) -> dict[str, Function]:
-    def derivative(x, v):
+    def derivative(x: jax.Array, v: jax.Array) -> jax.Array:
         return jax.jvp(softmax, (x,), (v,))[1]
 
     return {
@@ -132,13 +132,13 @@ def _torch_functions() -> dict[str, dict[str, Function]]:
     def of_numpy(function: Callable) -> Function:
         return lambda x, v: function(torch.from_numpy(x), torch.from_numpy(v)).numpy()
 
-    def softmax(x):
+    def softmax(x: Any) -> Any:
         return torch.softmax(x, -1)
 
-    def loss(x):
+    def loss(x: Any) -> Any:
         return -torch.log_softmax(x, -1)[..., 0]
 
-    def product(x, v):
+    def product(x: Any, v: Any) -> Any:
         return torch.func.vjp(softmax, x)[1](v)[0]
 
     functions = {

@@ -10,6 +10,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def _chunks(read: Callable[[int, int], np.ndarray], rows: range, cost: int) -> I
                 bar.update(len(chunk))
 
 
-def _progress(total: int):
+def _progress(total: int) -> Any:
     if not sys.stderr.isatty():
         return nullcontext()
     try:

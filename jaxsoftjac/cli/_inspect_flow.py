@@ -4,6 +4,8 @@
 [0.0, 0.5]
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from jaxsoftjac.cli._chunks import Measurements
 from jaxsoftjac.operators import SoftmaxJacobian
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Python numbers and lists of an array; None for what strict JSON cannot say."""
     array = np.asarray(value)
     if array.dtype.kind in "iub":

@@ -127,7 +127,7 @@ def _computed(
 
 
 def _differences(z: jax.Array, g: jax.Array, label: jax.Array, shown: jax.Array) -> Differences:
-    def slope(j):
+    def slope(j: jax.Array) -> jax.Array:
         return _central(lambda z: cross_entropy(z, label), z, _unit(z, j))
 
     at_shown = jax.lax.map(slope, shown)

@@ -24,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0, 1 or 2 as above, 130 when interrupted, 141 when nobody reads standard output any more.
+
+    >>> main(["--version"])
+    jaxsoftjac 0.2.0
+    0
     """
     try:
         status = _run(sys.argv[1:] if argv is None else argv)

@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from typing import Any, NoReturn
 
 from jaxsoftjac.cli._cells import spell
 from jaxsoftjac.cli._errors import InputError, shortened
@@ -37,8 +38,11 @@ exit status:
   141  the reader of standard output has left (a broken pipe)"""
 
 
+Commands = Any  # what add_subparsers returns has no public name
+
+
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise InputError(shortened(message, 300))
 
     def format_help(self) -> str:
@@ -46,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    def __call__(self, parser, *_) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         print("jaxsoftjac", metadata.version("jaxsoftjac"))
         parser.exit()
 
@@ -78,7 +82,13 @@ def encoding() -> str:
 
 
 def _command(
-    commands, name: str, *, help: str, text: str, examples: list[str], notes: tuple[str, ...]
+    commands: Commands,
+    name: str,
+    *,
+    help: str,
+    text: str,
+    examples: list[str],
+    notes: tuple[str, ...],
 ) -> argparse.ArgumentParser:
     """A command whose help ends with examples and notes."""
     lines = (f"  python -m jaxsoftjac {name} {e}".rstrip() for e in examples)
@@ -92,7 +102,7 @@ def _command(
     )
 
 
-def _add_logits(command) -> None:
+def _add_logits(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("logits", nargs="+", help="numbers (one row), a file, or - for standard input; see below")
     add("--row", type=int, metavar="N", help="only this row, counted from 0")
@@ -102,7 +112,7 @@ def _add_logits(command) -> None:
     add("--vjp", type=float, nargs="+", metavar="V", help="vector to multiply J with (one row)")
 
 
-def _add_inspect(commands) -> argparse.ArgumentParser:
+def _add_inspect(commands: Commands) -> argparse.ArgumentParser:
     command = _command(
         commands,
         "inspect",
@@ -141,7 +151,7 @@ def _add_inspect(commands) -> argparse.ArgumentParser:
     return command
 
 
-def _add_explain(commands) -> argparse.ArgumentParser:
+def _add_explain(commands: Commands) -> argparse.ArgumentParser:
     command = _command(
         commands,
         "explain",
@@ -165,7 +175,7 @@ def _add_explain(commands) -> argparse.ArgumentParser:
     return command
 
 
-def _add_accuracy(commands) -> argparse.ArgumentParser:
+def _add_accuracy(commands: Commands) -> argparse.ArgumentParser:
     command = _command(
         commands,
         "accuracy",

@@ -2,7 +2,8 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jaxsoftjac.cli._cells import COLUMNS, number, pick, shown_places, spell, table, vectors, whole
 
@@ -230,7 +231,9 @@ def _verdict(report: dict) -> list[str]:
     return lines
 
 
-def _picked(rows, shown: Sequence[int | None]) -> list[tuple[str, list[str]]]:
+def _picked(
+    rows: Iterable[tuple[str, Any]], shown: Sequence[int | None]
+) -> list[tuple[str, list[str]]]:
     return [(label, pick(values, shown)) for label, values in rows]
 
 

@@ -46,6 +46,9 @@ def entropy(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
     Raises:
         TypeError: `logits` is boolean or complex, or `where` is not boolean.
         ValueError: `axis` is out of range, or `where` does not broadcast to `logits`.
+
+    >>> print(f"{jnp.exp(entropy(jnp.zeros(5))):.4f} classes")
+    5.0000 classes
     """
     where = None if where is None else jnp.asarray(where)
     return _checked_entropy(as_real("logits", logits), where, axis=as_index("axis", axis))
@@ -85,6 +88,10 @@ def kl_divergence(
     Raises:
         TypeError: logits are boolean or complex, or `where` is not boolean.
         ValueError: the shapes differ, `axis` is out of range, or `where` does not broadcast.
+
+    >>> x = jnp.array([1.0, 0.0], jnp.float32)
+    >>> print(f"{kl_divergence(x, x + jnp.array([1e-3, 0], jnp.float32)):.2e}")     # σ₁σ₂·1e-6/2
+    9.83e-08
     """
     logits, target_logits = as_real("logits", logits), as_real("target_logits", target_logits)
     where = None if where is None else jnp.asarray(where)
@@ -117,7 +124,9 @@ def _entropy(x: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 @_entropy.defjvp
-def _entropy_jvp(classes, primals, tangents):
+def _entropy_jvp(
+    classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     return _entropy(x, classes), _entropy_pushforward(tangent, x, classes)
 
@@ -146,7 +155,11 @@ def _kl(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
 
 
 @_kl.defjvp
-def _kl_jvp(classes, primals, tangents):
+def _kl_jvp(
+    classes: ClassAxes,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
     return _kl(*primals, classes), _kl_pushforward(tangents, *primals, classes)
 
 
@@ -170,7 +183,7 @@ def _comparable(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
     return has_classes(x, classes) & has_classes(y, classes)
 
 
-def _pair(x: jax.Array, y: jax.Array, classes: ClassAxes):
+def _pair(x: jax.Array, y: jax.Array, classes: ClassAxes) -> tuple[jax.Array, ...]:
     """q, p, Δ = log q − log p where both have the class (else 0), where that is; what q misses."""
     q, p = softmax_rows(x, classes), softmax_rows(y, classes)
     log_q, log_p = log_softmax_rows(x, classes), log_softmax_rows(y, classes)

@@ -6,7 +6,7 @@ what is nearly equal, so that small losses keep their digits.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ class _Family(NamedTuple):
     alpha: float | None
     classes: ClassAxes
 
-    def index(self, traced: jax.Array | None) -> Beta:
+    def alpha_of(self, traced: jax.Array | None) -> Beta:
         """α, the number or the array."""
         return traced if self.alpha is None else self.alpha  # pyright: ignore[reportReturnType]
 
@@ -125,7 +125,7 @@ def _label_loss(
     x: jax.Array, labels: jax.Array, traced: jax.Array | None, family: _Family
 ) -> jax.Array:
     """Σ_{j≠c} pⱼ^α/α + b(1, p_c) where the label has more than half, else by definition."""
-    alpha, classes = family.index(traced), family.classes
+    alpha, classes = family.alpha_of(traced), family.classes
     p = family_rows(x, alpha, classes)
     label = is_label(labels, x, classes.axes[0])
     others = jnp.where(label, 0, p)
@@ -138,7 +138,11 @@ def _label_loss(
 
 
 @_label_loss.defjvp
-def _label_loss_jvp(family, primals, tangents):
+def _label_loss_jvp(
+    family: _Family,
+    primals: tuple[jax.Array, jax.Array, jax.Array | None],
+    tangents: tuple[Any, Any, Any],
+) -> tuple[jax.Array, jax.Array]:
     x, labels, traced = primals
     loss = _label_loss(x, labels, traced, family)
     return loss, _label_pushforward((tangents[0], tangents[2]), x, labels, traced, family)
@@ -153,7 +157,7 @@ def _label_pushforward(
     family: _Family,
 ) -> jax.Array:
     """⟨p − y, ẋ⟩, p − 1 at the label as minus the sum of the others, and ∂H(p)/∂α·α̇."""
-    alpha, classes = family.index(traced), family.classes
+    alpha, classes = family.alpha_of(traced), family.classes
     p = family_rows(x, alpha, classes)
     label = is_label(labels, x, classes.axes[0])
     others = jnp.where(label, 0, p)
@@ -172,7 +176,7 @@ def _label_pushforward(
 def _target_loss(
     x: jax.Array, target: jax.Array, traced: jax.Array | None, family: _Family
 ) -> jax.Array:
-    alpha, classes = family.index(traced), family.classes
+    alpha, classes = family.alpha_of(traced), family.classes
     p = family_rows(x, alpha, classes)
     outside = target * (_surprise(x, p, target, alpha, classes) + _log(target, alpha) / alpha)
     inside = _divergence(target, jnp.where(p > 0, p, 1), alpha)
@@ -181,7 +185,11 @@ def _target_loss(
 
 
 @_target_loss.defjvp
-def _target_loss_jvp(family, primals, tangents):
+def _target_loss_jvp(
+    family: _Family,
+    primals: tuple[jax.Array, jax.Array, jax.Array | None],
+    tangents: tuple[Any, Any, Any],
+) -> tuple[jax.Array, jax.Array]:
     return _target_loss(*primals, family), _target_pushforward(tangents, *primals, family)
 
 
@@ -194,7 +202,7 @@ def _target_pushforward(
     family: _Family,
 ) -> jax.Array:
     """⟨p − y, ẋ⟩ + ⟨log_β y − log_β p, ẏ⟩ + (∂H(p)/∂α − ∂H(y)/∂α)·α̇."""
-    alpha, classes = family.index(traced), family.classes
+    alpha, classes = family.alpha_of(traced), family.classes
     p = family_rows(x, alpha, classes)
     x_tangent, target_tangent, alpha_tangent = tangents
     gradient = jnp.where(x != -jnp.inf, p - target, 0)

@@ -92,6 +92,10 @@ def linear_cross_entropy(
     Raises:
         TypeError: `labels` are not integers, or another array is boolean or complex.
         ValueError: shapes do not fit, or an option is out of its range.
+
+    >>> hidden, kernel = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.eye(2)
+    >>> print(linear_cross_entropy(hidden, kernel, jnp.array([0, 1])).round(2))
+    [0.31 0.13]
     """
     check_choice("reduction", reduction, ("none", "sum", "mean"))
     known, traced = checked_options(label_smoothing, z_loss).split()
@@ -199,6 +203,11 @@ def linear_cross_entropy_gauss_newton(
     Raises:
         TypeError: as `linear_cross_entropy`.
         ValueError: as `linear_cross_entropy`, or `tangents` do not have the operands' shapes.
+
+    >>> hidden, kernel = jnp.array([[1.0]]), jnp.zeros((1, 2))
+    >>> along = jnp.zeros((1, 1)), jnp.array([[1.0, 0.0]])
+    >>> print(linear_cross_entropy_gauss_newton(hidden, kernel, 0, along)[1])       # h·J·h
+    [[ 0.25 -0.25]]
     """
     check_choice("reduction", reduction, ("none", "sum", "mean"))
     known, traced = checked_options(label_smoothing, z_loss).split()

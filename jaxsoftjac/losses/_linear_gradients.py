@@ -20,6 +20,7 @@ from jaxsoftjac.losses._vocabulary import (
     Head,
     Layout,
     Operands,
+    Start,
     Terms,
     at_tangents,
     block_of,
@@ -70,7 +71,9 @@ def weighted_sum(
 
 
 @partial(weighted_sum.defjvp, symbolic_zeros=True)
-def _weighted_sum_jvp(static, primals, tangents):
+def _weighted_sum_jvp(
+    static: Static, primals: tuple[Operands, jax.Array, jax.Array], tangents: tuple[Any, Any, Any]
+) -> tuple[jax.Array, jax.Array]:
     operands, labels, weights = primals
     losses, gradient = _value_and_gradient(operands, labels, weights, static)
     total = jnp.sum(weighted(weights, losses))
@@ -94,7 +97,7 @@ def _value_and_gradient(
     terms, constants = row_terms(operands, labels, static.layout)
     losses, by_terms = _loss_and_slopes(terms, constants, weights, static.options)
 
-    def visit(start, size, _):
+    def visit(start: Start, size: int, _: Head) -> tuple[Start, Operands]:
         block = block_of(operands, start, size)
         return start, _block_gradient(
             block, block, start, labels, terms, by_terms, constants, static.layout
@@ -104,7 +107,9 @@ def _value_and_gradient(
 
 
 @partial(_value_and_gradient.defjvp, symbolic_zeros=True)
-def _value_and_gradient_jvp(static, primals, tangents):
+def _value_and_gradient_jvp(
+    static: Static, primals: tuple[Operands, jax.Array, jax.Array], tangents: tuple[Any, Any, Any]
+) -> tuple[tuple[jax.Array, Operands], tuple[jax.Array, Operands]]:
     operands, labels, weights = primals
     along = tangents[2]
     if isinstance(along, SymbolicZero):
@@ -129,7 +134,7 @@ def gradient_pushforward(
     """
     layout, options = static
 
-    def slopes(moved, weights):
+    def slopes(moved: Operands, weights: jax.Array) -> tuple[Any, ...]:
         terms, constants = row_terms(filled(moved, operands), labels, layout)
         return terms, _loss_and_slopes(terms, constants, weights, options), constants
 
@@ -139,10 +144,10 @@ def gradient_pushforward(
     terms_tangent, (losses_tangent, by_terms_tangent), _ = tangent
 
     @checkpointed
-    def visit(start, size, head):
+    def visit(start: Start, size: int, head: Head) -> tuple[Start, Operands]:
         block, tangent = block_of(operands, start, size), Operands(moves.shared, head)
 
-        def gradient(moved, terms, by_terms):
+        def gradient(moved: Operands, terms: Terms, by_terms: Terms) -> Operands:
             moved = filled(moved, block)
             held = block if hold else moved
             return _block_gradient(moved, held, start, labels, terms, by_terms, constants, layout)
@@ -186,10 +191,10 @@ def _gradient_of_blocks(
 ) -> Operands:
     """Adds up the blocks' gradients by what is shared, and writes those by the head into place."""
 
-    def written(gradient, part):
+    def written(gradient: Operands, part: tuple[Start, Operands]) -> Operands:
         start, block = part
 
-        def write(into, of_block):
+        def write(into: jax.Array, of_block: jax.Array) -> jax.Array:
             return lax.dynamic_update_slice_in_dim(into, of_block, start, into.ndim - 1)
 
         shared = jax.tree.map(jnp.add, gradient.shared, block.shared)

@@ -18,6 +18,8 @@ from jaxsoftjac._checks import wide, working_dtype
 from jaxsoftjac._rows import LAST, exp_depth, first_class, is_label, statistics
 from jaxsoftjac._rules import recomputed, varying
 
+Start = int | jax.Array  # the first class of a block
+
 
 class Shared(NamedTuple):
     """What all blocks of the vocabulary share; None for a tangent that is not there."""
@@ -84,7 +86,7 @@ def checkpointed(visit: Callable[..., Any]) -> Callable[..., Any]:
     with it the tracers that it has closed over.
     """
 
-    def again(start, size, head):
+    def again(start: Start, size: int, head: Head) -> Any:
         return recomputed(lambda start, head: visit(start, size, head))(start, head)
 
     return again
@@ -123,7 +125,7 @@ def _capped(y: jax.Array, softcap: jax.Array | None) -> jax.Array:
 def row_terms(operands: Operands, labels: jax.Array, layout: Layout) -> tuple[Terms, Constants]:
     """The terms of each example; `labels` [..., 1] are global class numbers."""
 
-    def visit(start, size, _):
+    def visit(start: Start, size: int, _: Head) -> _Summary:
         z = logits_of(block_of(operands, start, size))
         return _summary(z, at_label(z, start, labels, layout), layout)
 
@@ -132,7 +134,9 @@ def row_terms(operands: Operands, labels: jax.Array, layout: Layout) -> tuple[Te
 
 
 @partial(row_terms.defjvp, symbolic_zeros=True)
-def _row_terms_jvp(layout, primals, tangents):
+def _row_terms_jvp(
+    layout: Layout, primals: tuple[Operands, jax.Array], tangents: tuple[Any, Any]
+) -> tuple[tuple[Terms, Constants], tuple[Terms, Constants]]:
     operands, labels = primals
     terms, constants = row_terms(operands, labels, layout)
     pushed = _pushforward(moving(tangents[0]), operands, labels, terms, constants, layout)
@@ -174,7 +178,7 @@ def _pushforward(
     shared = wide_shared(moves.shared, layout)
 
     @checkpointed
-    def visit(start, size, head):
+    def visit(start: Start, size: int, head: Head) -> Terms:
         block, tangent = block_of(operands, start, size), Operands(shared, head)
         z, v = jax.jvp(
             lambda moved: logits_of(filled(moved, block)),
@@ -223,7 +227,7 @@ def wide_shared(shared: Shared, layout: Layout) -> Shared:
 def block_of(operands: Operands, start: Any, size: int) -> Operands:
     """The operands of the logits of `size` classes from `start` on, read in place."""
 
-    def take(a):
+    def take(a: jax.Array) -> jax.Array:
         return lax.dynamic_slice_in_dim(a, start, size, a.ndim - 1)
 
     return Operands(operands.shared, jax.tree.map(take, operands.head))
@@ -247,7 +251,7 @@ def reduce_blocks(
     `moving`, tangents of the head, is scanned over, so that its transpose writes each block once.
     """
 
-    def step(total, x):
+    def step(total: Any, x: tuple[jax.Array, Head]) -> tuple[Any, None]:
         i, block = x
         return combine(total, visit(layout.first + i * layout.size, layout.size, block)), None
 

@@ -29,11 +29,12 @@ class DiagonalState(NamedTuple):
     """State of `diagonal_gauss_newton`.
 
     >>> (state,) = diagonal_gauss_newton(lambda k, x: x @ k, 0.1).init(jnp.zeros((1, 2)))
-    >>> print(state.step, state.mean)
+    >>> print(state.count, state.mean)
     0 [[0. 0.]]
     """
 
-    step: jax.Array  # how many were taken
+    # Steps taken, by the name that optax gives it.
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     mean: Any  # of the gradients
     diagonal: Any  # mean of the sampled diagonals
 
@@ -133,20 +134,20 @@ def _update(
     tree, dtype = floating(params)
     gradient = [wide(g) for g in tree.tangents(updates, "updates")]
     *_, b1, b2 = state_numbers = _numbers(chosen, dtype)
-    taken, last = state.step + 1, tree.of(state.diagonal)
+    taken, last = state.count + 1, tree.of(state.diagonal)
 
     def renewed() -> list[jax.Array]:
         line = linearize(lambda p: top.outputs(model, whole(p, all_params), inputs), params)
-        key = key_of_step(chosen.seed, state.step)
+        key = key_of_step(chosen.seed, state.count)
         sampled = sampled_diagonal(top, line, labels, key, chosen.samples)
         return _moment([wide(a) for a in sampled], last, b2)
 
-    d = lax.cond(state.step % chosen.every == 0, renewed, lambda: last)
+    d = lax.cond(state.count % chosen.every == 0, renewed, lambda: last)
     mean = _moment(gradient, tree.of(state.mean), b1)
-    rate = jnp.asarray(at_step(chosen.learning_rate, state.step), dtype)
+    rate = jnp.asarray(at_step(chosen.learning_rate, state.count), dtype)
     scale, threshold, eps = state_numbers[:3]
     first = 1 / (1 - b1 ** taken.astype(dtype))
-    second = scale / (1 - b2 ** (state.step // chosen.every + 1).astype(dtype))
+    second = scale / (1 - b2 ** (state.count // chosen.every + 1).astype(dtype))
 
     def step(leaf: jax.Array, m: jax.Array, d: jax.Array) -> jax.Array:
         factors = (a.astype(m.dtype) for a in (first, second, eps, threshold, rate))

@@ -166,7 +166,7 @@ def _update(
         before = top.loss(line.outputs, labels)
     else:
         before = loss_of(params) if value is None else value
-    step, state = solution.step, state._replace(step=state.step + 1)
+    step, state = solution.step, state._replace(count=state.count + 1)
     before, is_number = jnp.asarray(before, dtype), solution.is_number
     direction = solution.direction
     if chosen.adapt_damping:
@@ -191,8 +191,8 @@ def _solved(
     """The solution of (G + λI)d = g, in units in which the largest entry of g is 1."""
     tree, dtype = line.params, state.scale.dtype
     types = [jnp.result_type(a) for a in tree.arrays]
-    matrix_key, diagonal_key = jax.random.split(key_of_step(chosen.seed, state.step))
-    damping = base_of(chosen, state.step, dtype)
+    matrix_key, diagonal_key = jax.random.split(key_of_step(chosen.seed, state.count))
+    damping = base_of(chosen, state.count, dtype)
     if chosen.adapt_damping:
         damping = bounded(chosen, damping * state.scale)
     if chosen.samples is None:
@@ -224,7 +224,7 @@ def _solved(
         tolerance=chosen.cg_tolerance,
         iterations=chosen.cg_iterations,
     )
-    rate = jnp.asarray(at_step(chosen.learning_rate, state.step), dtype)
+    rate = jnp.asarray(at_step(chosen.learning_rate, state.count), dtype)
     slope, curvature = solution.slope, solution.curvature
     predicted = (rate * slope - rate**2 / 2 * curvature) * unit * unit
     direction = _scaled(unit, solution.x)

@@ -16,11 +16,12 @@ class CurvatureState(NamedTuple):
 
     >>> from jaxsoftjac.optimizers import gauss_newton_cg
     >>> (state,) = gauss_newton_cg(lambda kernel, inputs: inputs @ kernel).init(jnp.zeros((1, 2)))
-    >>> print(state.step, state.damping)
+    >>> print(state.count, state.damping)
     0 1.0
     """
 
-    step: jax.Array  # how many were made, taken or not
+    # Steps made, taken or not, by the name that optax gives it.
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     damping: jax.Array  # of the next step, unless a schedule changes it
     scale: jax.Array  # of the damping, to what the option says
     ratio: jax.Array  # of the last step's reduction of the loss to that of its quadratic model
@@ -82,7 +83,7 @@ def adapted(
     factor = jnp.where(ratio > 0.75, 1 / 3, jnp.where(ratio > 0.25, 1.0, raised))
     factor = jnp.where(is_blind | ~is_number, 1.0, factor).astype(before.dtype)
     damping = bounded(chosen, solution.damping * factor)
-    base = base_of(chosen, state.step - 1, before.dtype)
+    base = base_of(chosen, state.count - 1, before.dtype)
     scale = jnp.where(base > 0, damping / jnp.where(base > 0, base, 1), 1)
     return is_taken, state._replace(
         damping=damping, scale=scale, ratio=jnp.where(is_blind | ~is_number, state.ratio, ratio)

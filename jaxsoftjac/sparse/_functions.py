@@ -127,7 +127,9 @@ def _entmax_rows(x: jax.Array, alpha: float, classes: ClassAxes) -> jax.Array:
 
 
 @_entmax_rows.defjvp
-def _entmax_jvp(alpha, classes, primals, tangents):
+def _entmax_jvp(
+    alpha: float, classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     p = _entmax_rows(x, alpha, classes)
     kept = p if _is_wide(x) else x
@@ -149,7 +151,11 @@ def _learned_rows(x: jax.Array, alpha: jax.Array, classes: ClassAxes) -> jax.Arr
 
 
 @_learned_rows.defjvp
-def _learned_jvp(classes, primals, tangents):
+def _learned_jvp(
+    classes: ClassAxes,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
     x, alpha = primals
     p = _learned_rows(x, alpha, classes)
     return p, _learned_pushforward(tangents, p if _is_wide(x) else x, alpha, classes)

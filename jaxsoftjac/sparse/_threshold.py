@@ -56,12 +56,14 @@ def _rising(d: jax.Array, start: jax.Array, beta: Beta, classes: ClassAxes) -> j
     """Newton's method from below, until no row's scale rises."""
     zero, least = jnp.zeros_like(start), 4 * float(jnp.finfo(d.dtype).eps)
 
-    def rise(state):
+    def rise(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         c, _ = state
         residual, slope = _residual(d, zero, c, beta, classes)
         return c + residual / slope, residual / slope
 
-    rises = lambda state: jnp.any(state[1] > least * state[0])  # noqa: E731
+    def rises(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.any(state[1] > least * state[0])
+
     return lax.while_loop(rises, rise, (start, jnp.full_like(start, jnp.inf)))[0]
 
 
@@ -87,7 +89,7 @@ def _bracketed(
     eps = float(jnp.finfo(d.dtype).eps)
     least = jnp.where(base == 0, 4 * eps, eps * eps)
 
-    def improve(state):
+    def improve(state: _Bracket) -> _Bracket:
         residual, slope = _residual(d, base, state.guess, beta, classes)
         step = residual / slope
         low = jnp.where(step >= 0, state.guess, state.low)
@@ -101,7 +103,7 @@ def _bracketed(
         moved = jnp.abs(guess - state.guess)
         return _Bracket(low, high, guess, moved, best, jnp.minimum(error, state.error))
 
-    def moves(state):
+    def moves(state: _Bracket) -> jax.Array:
         return jnp.any(state.moved > least * jnp.abs(base + state.guess))
 
     guess = jnp.maximum(low, 0)

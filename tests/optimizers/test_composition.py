@@ -127,7 +127,7 @@ def test_schedules_of_damping_and_learning_rate(adapt_damping):
         @quick_jit
         def both(params):
             at = (state[0]._replace(direction=optax.tree.zeros_like(PARAMS)),)
-            fresh = (one.init(params)[0]._replace(step=at[0].step),)
+            fresh = (one.init(params)[0]._replace(count=at[0].count),)
             updates = optimizer.update(gradient, at, params, **BATCH)[0]
             return updates, one.update(gradient, fresh, params, **BATCH)[0]
 

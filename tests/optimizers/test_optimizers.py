@@ -115,7 +115,7 @@ def test_the_diagonal_method_steps_by_the_sampled_diagonal():
     expected = jax.tree.map(lambda g, d: -0.1 * jnp.clip(g / d, -10, 10), gradient, diagonal)
     for actual, e in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(actual, e, rtol=0.4)
-    assert state[0].step == 1
+    assert state[0].count == 1
 
 
 def test_the_diagonal_method_trains_and_keeps_its_diagonal_between():
