@@ -16,6 +16,8 @@ from benchmarks import _allocator
 
 SUBJECTS = (
     "functions",
+    "modes",
+    "compile",
     "dense",
     "losses",
     "operators",

@@ -6,6 +6,7 @@
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +18,15 @@ from jaxsoftjac._rows import (
     ClassAxes,
     class_logits,
     depth,
+    exp_depth,
     has_classes,
     nan_unless,
     statistics,
     top_of,
 )
 from jaxsoftjac._rules import compiled, recomputed
-from jaxsoftjac.functions import log1p_rest, log_softmax_rows, softmax_rows
-from jaxsoftjac.products import centre, softmax_product, where_positive
+from jaxsoftjac.functions import log1p_rest, softmax_rows
+from jaxsoftjac.products import softmax_product, where_positive
 
 
 def entropy(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -111,7 +113,7 @@ def _checked_kl(
     dtype = jnp.promote_types(x.dtype, y.dtype)
     x, y = x.astype(dtype), y.astype(dtype)
     spoilt = nan_unless(jnp.maximum(classes.max(x), classes.max(y)) != jnp.inf, dtype)
-    return lax.squeeze(_kl(x, y, classes) + 0 * spoilt, classes.axes)
+    return lax.squeeze(_kl(x, y, classes).astype(dtype) + 0 * spoilt, classes.axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -146,12 +148,11 @@ _LOWEST = -1000.0  # log of what is 0 in every dtype
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kl(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
-    q, p, delta, has_both, is_missing = _pair(wide(x), wide(y), classes)
-    near = (jnp.abs(delta) < 0.5) & has_both
-    close = jnp.where(near, delta, 0)
-    terms = jnp.where(near, p * _excess_of_exp(close), (q - p) - delta * p)
-    value = jnp.where(classes.max(is_missing.astype(p.dtype)) > 0, jnp.inf, classes.sum(terms))
-    return jnp.where(_comparable(x, y, classes), value, 0).astype(x.dtype)
+    x, y = wide(x), wide(y)
+    value = _compared(x, y, classes).value
+    is_missing = (y != -jnp.inf) & (x == -jnp.inf) & (softmax_rows(y, classes) > 0)
+    value = jnp.where(classes.max(is_missing.astype(x.dtype)) > 0, jnp.inf, value)
+    return jnp.where(_comparable(x, y, classes), value, 0)
 
 
 @_kl.defjvp
@@ -167,46 +168,72 @@ def _kl_jvp(
 def _kl_pushforward(
     tangents: tuple[jax.Array, jax.Array], x: jax.Array, y: jax.Array, classes: ClassAxes
 ) -> jax.Array:
+    x, y = wide(x), wide(y)
     x_tangent, y_tangent = map(wide, tangents)
-    q, p, delta, has_both, _ = _pair(wide(x), wide(y), classes)
+    q, p = softmax_rows(x, classes), softmax_rows(y, classes)
+    compared = _compared(x, y, classes)
     # q − p has its exact derivatives as it stands; its value is p·(e^Δ − 1) where that is exact.
-    near = (jnp.abs(delta) < 0.5) & has_both
+    delta = compared.difference - compared.value
+    near = (jnp.abs(delta) < 0.5) & (p != 0)
     exact = jnp.where(near, p * jnp.expm1(jnp.where(near, delta, 0)), q - p)
     difference = (q - p) + lax.stop_gradient(exact - (q - p))
     along_model = classes.sum(difference * where_positive(x_tangent, difference))
-    along_target = classes.sum(softmax_product(y_tangent, p, classes) * delta)
-    pushed = along_model - along_target
-    return jnp.where(_comparable(x, y, classes), pushed, 0).astype(tangents[0].dtype)
+    along_target = classes.sum(softmax_product(y_tangent, p, classes) * compared.difference)
+    return jnp.where(_comparable(x, y, classes), along_model - along_target, 0)
 
 
 def _comparable(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
     return has_classes(x, classes) & has_classes(y, classes)
 
 
-def _pair(x: jax.Array, y: jax.Array, classes: ClassAxes) -> tuple[jax.Array, ...]:
-    """q, p, Δ = log q − log p where both have the class (else 0), where that is; what q misses."""
-    q, p = softmax_rows(x, classes), softmax_rows(y, classes)
-    log_q, log_p = log_softmax_rows(x, classes), log_softmax_rows(y, classes)
-    model_has = log_q != -jnp.inf
-    has_both = model_has & (p != 0)
-    delta = jnp.where(has_both, log_q, 0) - jnp.where(has_both, log_p, 0)
-    close, is_close = _from_difference(x, y, p, classes)
-    delta = jnp.where(is_close, jnp.where(has_both, close, 0), delta)
-    return q, p, delta, has_both, (p > 0) & ~model_has
+class _Compared(NamedTuple):
+    """Of two rows of logits, the model's and the target's."""
+
+    value: jax.Array  # the divergence, without classes that one of the rows excludes
+    difference: jax.Array  # d = x − y less its mean under p, 0 where one excludes the class
 
 
-def _from_difference(
-    x: jax.Array, y: jax.Array, p: jax.Array, classes: ClassAxes
-) -> tuple[jax.Array, jax.Array]:
-    """Δ from the difference of the logits, and whether that is nearly constant."""
-    both, only_one = (x != -jnp.inf) & (y != -jnp.inf), (x != -jnp.inf) != (y != -jnp.inf)
-    direct = jnp.where(both, x, 0) - jnp.where(both, y, 0)  # exact where the rows are nearly equal
-    x, y = (jnp.maximum(depth(a, top_of(a, classes)), _LOWEST) for a in (x, y))
-    d = jnp.where(classes.max(jnp.abs(direct)) < 1, direct, jnp.where(both, x - y, 0))
-    d = centre(d, jnp.where(both, p, 0), classes)
-    apart = classes.max(jnp.where(only_one, 1, jnp.abs(d)))
-    close = jnp.where(apart < 0.5, d, 0)
-    return close - jnp.log1p(classes.sum(p * jnp.expm1(close))), apart < 0.5
+def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
+    """KL = log Σ p·e^d, for any d = x − y + a constant of mean 0 under p: log1p Σ p·(e^d − 1 − d).
+
+    All terms are ≥ 0. Where d is not small, p·e^d is taken from x, which the target may not have.
+    """
+    (x_top, x_total), (y_top, y_total) = (_top_and_total(a, classes) for a in (x, y))
+    has_both = (x != -jnp.inf) & (y != -jnp.inf)
+    p, log_total = exp_depth(y, y_top) / y_total, jnp.log(y_total)
+    d = jnp.where(has_both, _difference(x, y, x_top, y_top), 0)
+    mean = classes.sum(p * d)
+    d = jnp.where(has_both, d - mean, 0)
+    is_small = jnp.abs(d) < 0.5
+    mass = jnp.exp(jnp.minimum(depth(x, x_top) - (mean + log_total), _HIGHEST))
+    large = mass - jnp.where(has_both, p, 0) * (1 + d)
+    terms = jnp.where(is_small & has_both, p * _excess_of_exp(jnp.where(is_small, d, 0)), large)
+    excess = classes.sum(terms)
+    far = (jnp.log(x_total) - log_total) - mean
+    return _Compared(jnp.where(excess < 1, jnp.log1p(jnp.minimum(excess, 1)), far), d)
+
+
+def _top_and_total(row: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax.Array]:
+    """The top of each row and Σ exp(x − top); 1 in a row without classes."""
+    top = top_of(row, classes)
+    total = classes.sum(exp_depth(row, top))
+    return top, jnp.where(total == 0, 1, total)
+
+
+def _difference(x: jax.Array, y: jax.Array, x_top: jax.Array, y_top: jax.Array) -> jax.Array:
+    """(x − x_top) − (y − y_top), with all digits where the rows are nearly equal but for a shift.
+
+    There it is x − y, rounded, plus what the rounding lost (Møller and Knuth's two-sum).
+    """
+    apart = jnp.maximum(depth(x, x_top), _LOWEST) - jnp.maximum(depth(y, y_top), _LOWEST)
+    x, y, x_top, y_top = (jnp.clip(a, -_LARGE, _LARGE) for a in (x, y, x_top, y_top))
+    s = x - y
+    virtual = s - x
+    lost = (x - (s - virtual)) - (y + virtual)
+    return jnp.where(jnp.abs(apart) < 1, (s - (x_top - y_top)) + lost, apart)
+
+
+_LARGE, _HIGHEST = 1e30, 80.0  # differences and exponentials of such do not overflow
 
 
 def _excess_of_exp(delta: jax.Array) -> jax.Array:
