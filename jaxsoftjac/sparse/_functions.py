@@ -93,7 +93,7 @@ def _entmax(
         p = p + 0 * lax.stop_gradient(traced).astype(x.dtype)  # NaN out of range
     if where is None:
         return p + 0 * nan_unless(jnp.isfinite(top), x.dtype)
-    return jnp.where(where, p + 0 * nan_unless(top != jnp.inf, x.dtype), 0)
+    return jnp.where(where, p + 0 * nan_unless(top < jnp.inf, x.dtype), 0)
 
 
 def checked_alpha(alpha: ArrayLike, x: jax.Array, classes: ClassAxes) -> float | jax.Array:
