@@ -30,7 +30,7 @@ def sorted_sparsemax(x: jax.Array) -> jax.Array:
     """Martins and Astudillo's algorithm 1."""
     ordered = -jnp.sort(-x, axis=-1)
     excess = jnp.cumsum(ordered, axis=-1) - 1
-    count = jnp.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+    count = jnp.arange(1, x.shape[-1] + 1, dtype=x.dtype)[None]
     size = jnp.sum(count * ordered > excess, axis=-1, keepdims=True)
     tau = jnp.take_along_axis(excess, size - 1, axis=-1) / size.astype(x.dtype)
     return jnp.maximum(x - tau, 0)
@@ -40,7 +40,7 @@ def sorted_entmax(x: jax.Array) -> jax.Array:
     """Peters, Niculae and Martins' algorithm 2, α = 1.5."""
     x = (x - jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))) / 2
     ordered = -jnp.sort(-x, axis=-1)
-    count = jnp.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+    count = jnp.arange(1, x.shape[-1] + 1, dtype=x.dtype)[None]
     mean = jnp.cumsum(ordered, axis=-1) / count
     spread = jnp.cumsum(ordered**2, axis=-1) - count * mean**2
     square = (1 - spread) / count
@@ -143,7 +143,7 @@ def operators(report: Report, K: int, rounds: int) -> None:
     """Products and solves with J of 1.5-entmax, against dense algebra with the matrix it is."""
     x, v = inputs((8, K))
     J = jax.jit(jsj.EntmaxJacobian.from_logits)(x)
-    eye = DAMPING * jnp.eye(K)
+    eye = DAMPING * jnp.eye(K)[None]
     methods: dict[str, tuple[Callable, Callable]] = {
         "mv": (lambda J, v: J.mv(v), lambda J, v: (J.as_matrix() @ v[..., None])[..., 0]),
         "solve": (
