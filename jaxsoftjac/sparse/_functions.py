@@ -41,9 +41,9 @@ def entmax(
     support a class has the derivative of the side that its value took. The Jacobian is
     diag(s) − ssᵀ/Σs, s = p^{2−α}: Σs times that of softmax at s/Σs.
 
-    Cost: O(K) for each step of a root finder, 4 to 8 of them on rows as they come, about 40 for
-    α > 2 or an array; O(K) for each product with the Jacobian. One array of the logits' size is
-    kept for the derivatives.
+    Cost: O(K) for each step of a root finder, of which a few are needed, and more where α > 2 or is
+    an array; O(K) for each product with the Jacobian. One array of the logits' size is kept for the
+    derivatives.
 
     Args:
         x: logits, any shape; integers are cast to float first.
