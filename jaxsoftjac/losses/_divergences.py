@@ -112,7 +112,7 @@ def _checked_kl(
         )
     dtype = jnp.promote_types(x.dtype, y.dtype)
     x, y = x.astype(dtype), y.astype(dtype)
-    spoilt = nan_unless(jnp.maximum(classes.max(x), classes.max(y)) != jnp.inf, dtype)
+    spoilt = nan_unless(jnp.maximum(classes.max(x), classes.max(y)) < jnp.inf, dtype)
     return lax.squeeze(_kl(x, y, classes).astype(dtype) + 0 * spoilt, classes.axes)
 
 
@@ -173,12 +173,12 @@ def _kl_pushforward(
     q, p = softmax_rows(x, classes), softmax_rows(y, classes)
     compared = _compared(x, y, classes)
     # q − p has its exact derivatives as it stands; its value is p·(e^Δ − 1) where that is exact.
-    delta = compared.difference - compared.value
-    near = (jnp.abs(delta) < 0.5) & (p != 0)
+    delta = compared.log_ratio
+    near = (jnp.abs(delta) < 0.5) & (p != 0) & (q != 0)
     exact = jnp.where(near, p * jnp.expm1(jnp.where(near, delta, 0)), q - p)
     difference = (q - p) + lax.stop_gradient(exact - (q - p))
     along_model = classes.sum(difference * where_positive(x_tangent, difference))
-    along_target = classes.sum(softmax_product(y_tangent, p, classes) * compared.difference)
+    along_target = classes.sum(softmax_product(y_tangent, p, classes) * compared.centred)
     return jnp.where(_comparable(x, y, classes), along_model - along_target, 0)
 
 
@@ -190,47 +190,51 @@ class _Compared(NamedTuple):
     """Of two rows of logits, the model's and the target's."""
 
     value: jax.Array  # the divergence, without classes that one of the rows excludes
-    difference: jax.Array  # d = x − y less its mean under p, 0 where one excludes the class
+    centred: jax.Array  # d = x − y less its mean under p, 0 where one excludes the class
+    log_ratio: jax.Array  # Δ = log q − log p
 
 
 def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
     """KL = log Σ p·e^d, for any d = x − y + a constant of mean 0 under p: log1p Σ p·(e^d − 1 − d).
 
     All terms are ≥ 0. Where d is not small, p·e^d is taken from x, which the target may not have.
+    Rows that are far apart have no need of it: there KL is the mean of log p − log q.
     """
-    (x_top, x_total), (y_top, y_total) = (_top_and_total(a, classes) for a in (x, y))
+    (x_top, x_rest), (y_top, y_rest) = statistics(x, classes), statistics(y, classes)
+    x_log, y_log = log1p_rest(x_rest), log1p_rest(y_rest)
     has_both = (x != -jnp.inf) & (y != -jnp.inf)
-    p, log_total = exp_depth(y, y_top) / y_total, jnp.log(y_total)
-    d = jnp.where(has_both, _difference(x, y, x_top, y_top), 0)
-    mean = classes.sum(p * d)
-    d = jnp.where(has_both, d - mean, 0)
-    is_small = jnp.abs(d) < 0.5
-    mass = jnp.exp(jnp.minimum(depth(x, x_top) - (mean + log_total), _HIGHEST))
-    large = mass - jnp.where(has_both, p, 0) * (1 + d)
-    terms = jnp.where(is_small & has_both, p * _excess_of_exp(jnp.where(is_small, d, 0)), large)
+    p = jnp.where(has_both, exp_depth(y, y_top) / (1 + jnp.where(y_rest < 0, 0, y_rest)), 0)
+    apart = jnp.where(has_both, _difference(x, y, x_top, y_top), 0)
+    mean = classes.sum(p * apart)
+    d = jnp.where(has_both, apart - mean, 0)
+    is_small = has_both & (jnp.abs(d) < 0.5)
+    mass = jnp.exp(jnp.minimum(depth(x, x_top) - (mean + y_log), _HIGHEST))
+    terms = jnp.where(is_small, p * _excess_of_exp(jnp.where(is_small, d, 0)), mass - p * (1 + d))
     excess = classes.sum(terms)
-    far = (jnp.log(x_total) - log_total) - mean
-    return _Compared(jnp.where(excess < 1, jnp.log1p(jnp.minimum(excess, 1)), far), d)
-
-
-def _top_and_total(row: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax.Array]:
-    """The top of each row and Σ exp(x − top); 1 in a row without classes."""
-    top = top_of(row, classes)
-    total = classes.sum(exp_depth(row, top))
-    return top, jnp.where(total == 0, 1, total)
+    is_near, shift = excess < 1, x_log - y_log
+    value = jnp.where(is_near, jnp.log1p(jnp.minimum(excess, 1)), shift - mean)
+    is_shift_exact = x_log + y_log < jnp.abs(d) + value  # whichever is rounded less
+    return _Compared(value, d, jnp.where(is_shift_exact, apart - shift, d - value))
 
 
 def _difference(x: jax.Array, y: jax.Array, x_top: jax.Array, y_top: jax.Array) -> jax.Array:
     """(x − x_top) − (y − y_top), with all digits where the rows are nearly equal but for a shift.
 
-    There it is x − y, rounded, plus what the rounding lost (Møller and Knuth's two-sum).
+    There it is x − y less the same of the tops, both with what their rounding lost.
     """
-    apart = jnp.maximum(depth(x, x_top), _LOWEST) - jnp.maximum(depth(y, y_top), _LOWEST)
+    lowest = float(jnp.finfo(x.dtype).min) / 4
+    apart = jnp.maximum(depth(x, x_top), lowest) - jnp.maximum(depth(y, y_top), lowest)
     x, y, x_top, y_top = (jnp.clip(a, -_LARGE, _LARGE) for a in (x, y, x_top, y_top))
-    s = x - y
-    virtual = s - x
-    lost = (x - (s - virtual)) - (y + virtual)
-    return jnp.where(jnp.abs(apart) < 1, (s - (x_top - y_top)) + lost, apart)
+    (difference, lost), (shift, shift_lost) = _two_difference(x, y), _two_difference(x_top, y_top)
+    exact = (difference - shift) + (lost - shift_lost)
+    return jnp.where(jnp.abs(apart) < 1, exact, apart)
+
+
+def _two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The difference as rounded, and exactly what the rounding lost (Møller and Knuth)."""
+    rounded = a - b
+    virtual = rounded - a
+    return rounded, (a - (rounded - virtual)) - (b + virtual)
 
 
 _LARGE, _HIGHEST = 1e30, 80.0  # differences and exponentials of such do not overflow
