@@ -10,6 +10,10 @@ jax.config.update("jax_num_cpu_devices", 8)  # for the sharding tests
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# For JAX_COMPILATION_CACHE_DIR: programs here are many and small.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "once: the same programs whether x64 is on or off")
