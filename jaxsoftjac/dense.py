@@ -26,9 +26,9 @@ from jaxsoftjac._checks import (
     working_dtype,
 )
 from jaxsoftjac._closed_forms import complement, dense_jacobian, own_slice
+from jaxsoftjac._row_functions import logsumexp_rows, softmax_rows
 from jaxsoftjac._rows import LAST, has_classes, nan_unless
 from jaxsoftjac._sharding import whole
-from jaxsoftjac.functions import logsumexp_rows, softmax_rows
 from jaxsoftjac.losses._arguments import checked_arguments, checked_options, target_mass
 from jaxsoftjac.products import softmax_vjp
 

@@ -11,7 +11,6 @@ jvp, vjp and all nestings work; that of softmax is marked with `jax.custom_vjp` 
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, overload
 
 import jax
@@ -19,11 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
-from jaxsoftjac._rows import ClassAxes, depth, exp_depth, nan_unless, statistics, top_of
-from jaxsoftjac._rules import compiled, recomputed
+from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide
+from jaxsoftjac._row_functions import log_softmax_rows, logsumexp_rows, softmax_rows
+from jaxsoftjac._rows import ClassAxes, nan_unless
+from jaxsoftjac._rules import compiled
 from jaxsoftjac._weighted_sums import weighted_logsumexp
-from jaxsoftjac.products import centre, softmax_product, where_positive
 
 
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -200,126 +199,3 @@ def _masked(
     x = jnp.where(where, x, -jnp.inf)
     spoilt = nan_unless(classes.max(x) != jnp.inf, x.dtype)
     return jnp.where(where, function(x, classes) + 0 * spoilt, fill)
-
-
-# The three functions on checked input. In a row without classes σ is 0 and log σ is −∞; in a row
-# with +∞ they are the limits, with all of σ there.
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
-    """`softmax` of checked input."""
-    row = wide(x)
-    return (exp_depth(row, top_of(row, classes)) * _top_probability(row, classes)).astype(x.dtype)
-
-
-def _top_probability(row: jax.Array, classes: ClassAxes) -> jax.Array:
-    """1/Σ exp(x − top), by which σ is normalized: the largest σ of each row."""
-    total = classes.sum(exp_depth(row, top_of(row, classes)))
-    return 1 / jnp.where(total == 0, 1, total)
-
-
-@softmax_rows.defjvp
-def _softmax_jvp(
-    classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    sigma, pullback = jax.vjp(lambda x: _softmax_reverse(x, classes), *primals)
-    (pushed,) = pullback(*tangents)  # J = Jᵀ: the pullback is the pushforward
-    return jnp.asarray(sigma), pushed
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax_reverse(x: jax.Array, classes: ClassAxes) -> jax.Array:
-    return softmax_rows(x, classes)
-
-
-def _softmax_forward(
-    x: jax.Array, classes: ClassAxes
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    sigma = softmax_rows(x, classes)
-    return sigma, (_unrounded(sigma, x), lax.stop_gradient(_top_probability(wide(x), classes)))
-
-
-def _softmax_backward(
-    classes: ClassAxes, residuals: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array]:
-    return (_softmax_pullback(g, *residuals, classes),)
-
-
-_softmax_reverse.defvjp(_softmax_forward, _softmax_backward)
-
-
-@recomputed(static_argnums=(3,))
-def _softmax_pullback(
-    g: jax.Array, kept: jax.Array, top: jax.Array, classes: ClassAxes
-) -> jax.Array:
-    sigma = kept if _is_wide(kept) else softmax_rows(wide(kept), classes)
-    return softmax_product(wide(g), sigma, classes, top).astype(g.dtype)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
-    """`log_softmax` of checked input."""
-    row = wide(x)
-    top, rest = statistics(row, classes)
-    return (depth(row, top) - log1p_rest(rest)).astype(x.dtype)
-
-
-@log_softmax_rows.defjvp
-def _log_softmax_jvp(
-    classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (tangent,) = primals, tangents
-    log_sigma = log_softmax_rows(x, classes)
-    return log_sigma, _log_softmax_pushforward(tangent, _unrounded(log_sigma, x), classes)
-
-
-@recomputed(static_argnums=(2,))
-def _log_softmax_pushforward(tangent: jax.Array, kept: jax.Array, classes: ClassAxes) -> jax.Array:
-    log_sigma = kept if _is_wide(kept) else log_softmax_rows(wide(kept), classes)
-    moves = log_sigma != -jnp.inf
-    centred = centre(jnp.where(moves, wide(tangent), 0), exp_of_log(log_sigma), classes)
-    return jnp.where(moves, centred, 0).astype(tangent.dtype)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def logsumexp_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
-    """`logsumexp` of checked input, the summed axes kept."""
-    row = wide(x)
-    top, rest = statistics(row, classes)
-    highest = classes.max(row)
-    return jnp.where(jnp.isinf(highest), highest, top + log1p_rest(rest)).astype(x.dtype)
-
-
-@logsumexp_rows.defjvp
-def _logsumexp_jvp(
-    classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (tangent,) = primals, tangents
-    return logsumexp_rows(x, classes), _logsumexp_pushforward(tangent, x, classes)
-
-
-@recomputed(static_argnums=(2,))
-def _logsumexp_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
-    sigma = softmax_rows(wide(x), classes)
-    return classes.sum(sigma * where_positive(wide(tangent), sigma)).astype(tangent.dtype)
-
-
-def exp_of_log(log_sigma: jax.Array) -> jax.Array:
-    """Exp, whose derivatives at −∞ are 0: as it stands, 0·∞ would arise in some."""
-    kept = log_sigma != -jnp.inf
-    return jnp.where(kept, jnp.exp(jnp.where(kept, log_sigma, 0)), 0)
-
-
-def log1p_rest(rest: jax.Array) -> jax.Array:
-    """Log(1 + rest), and 0 in a row without classes."""
-    return jnp.log1p(jnp.where(rest < 0, 0, rest))
-
-
-def _is_wide(x: jax.Array) -> bool:
-    return x.dtype == working_dtype(x.dtype)
-
-
-def _unrounded(result: jax.Array, x: jax.Array) -> jax.Array:
-    """What a derivative keeps: the result, or the logits where the result was rounded."""
-    return result if _is_wide(x) else x

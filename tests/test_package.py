@@ -33,6 +33,7 @@ ROOMS = (
         "_trees",
         "_weighted_sums",
         "products",
+        "_row_functions",
         "functions",
         "sparse",
         "losses",

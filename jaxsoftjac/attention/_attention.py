@@ -37,7 +37,9 @@ from jaxsoftjac.attention._plan import (
 from jaxsoftjac.attention._results import (
     from_origin,
     logsumexp,
+    mean_over_keys,
     over_slices,
+    per_head,
     shift_of,
     with_sink,
 )
@@ -246,7 +248,7 @@ def _attention(x: _Arrays, plan: Plan, broadcast_dropout: bool) -> tuple[jax.Arr
     bias, softcap, sink = (
         None if a is None else a.astype(q.dtype) for a in (x.bias, x.softcap, x.sink)
     )
-    origins = _mean(k, plan.axis_name), _mean(v, plan.axis_name)
+    origins = mean_over_keys(k, plan.axis_name), mean_over_keys(v, plan.axis_name)
     if plan.softcap is not None or softcap is not None:
         origins = jnp.zeros_like(origins[0]), origins[1]  # capped scores do not move with it
     dropout = None
@@ -261,7 +263,7 @@ def _attention(x: _Arrays, plan: Plan, broadcast_dropout: bool) -> tuple[jax.Arr
     rows = attend(operands, fixed, plan)
     if plan.axis_name is not None:
         rows = over_slices(rows, plan.axis_name)
-    key_origin, value_origin = (_per_head(a, N) for a in origins)
+    key_origin, value_origin = (per_head(a, N) for a in origins)
     shift = shift_of(rows, q, key_origin, plan.scale)
     rows = from_origin(rows, value_origin)
     if sink is not None:
@@ -294,17 +296,3 @@ def _varying(operands: Operands, fixed: Fixed) -> Operands:
     first, *rest = (lax.full_like(x, 0, dtype, ()) for x in jax.tree.leaves((operands, fixed)))
     zero = sum(rest, first)
     return jax.tree.map(lambda x: x + zero.astype(x.dtype), operands)
-
-
-def _mean(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """Mean over the sequence, [B, 1, K, D], without what is not finite; a constant."""
-    x = lax.stop_gradient(x)
-    x = jnp.where(jnp.isfinite(x), x, 0)
-    mean = jnp.sum(x, 1, keepdims=True) / max(x.shape[1], 1)
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
-
-
-def _per_head(x: jax.Array, heads: int) -> jax.Array:
-    """[B, 1, K, D] → [B, 1, N, D]."""
-    B, one, K, D = x.shape
-    return jnp.broadcast_to(x[:, :, :, None], (B, one, K, heads // K, D)).reshape(B, one, heads, D)

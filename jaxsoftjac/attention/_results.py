@@ -53,3 +53,17 @@ def logsumexp(rows: Rows, shift: jax.Array) -> jax.Array:
 
 def _nonzero(total: jax.Array) -> jax.Array:
     return jnp.where(total == 0, 1, total)
+
+
+def mean_over_keys(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Mean over the sequence, [B, 1, K, D], without what is not finite; a constant."""
+    x = lax.stop_gradient(x)
+    x = jnp.where(jnp.isfinite(x), x, 0)
+    mean = jnp.sum(x, 1, keepdims=True) / max(x.shape[1], 1)
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+def per_head(x: jax.Array, heads: int) -> jax.Array:
+    """[B, 1, K, D] → [B, 1, N, D]."""
+    B, one, K, D = x.shape
+    return jnp.broadcast_to(x[:, :, :, None], (B, one, K, heads // K, D)).reshape(B, one, heads, D)

@@ -14,6 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, wide
+from jaxsoftjac._row_functions import log1p_rest, softmax_rows
 from jaxsoftjac._rows import (
     ClassAxes,
     class_logits,
@@ -25,7 +26,6 @@ from jaxsoftjac._rows import (
     top_of,
 )
 from jaxsoftjac._rules import compiled, recomputed
-from jaxsoftjac.functions import log1p_rest, softmax_rows
 from jaxsoftjac.products import softmax_product, where_positive
 
 

@@ -20,6 +20,7 @@ from jaxsoftjac._checks import as_index, as_real
 from jaxsoftjac._rules import compiled
 from jaxsoftjac._sharding import mesh_axes, over_mesh_slices
 from jaxsoftjac.losses._arguments import LossOptions, check_choice, checked_options, weighted
+from jaxsoftjac.losses._blocks import Head, Operands, Shared
 from jaxsoftjac.losses._linear_arguments import (
     as_arrays,
     checked_tangents,
@@ -32,7 +33,7 @@ from jaxsoftjac.losses._linear_gradients import (
     loss,
     weighted_sum,
 )
-from jaxsoftjac.losses._vocabulary import Head, Operands, Shared, row_terms
+from jaxsoftjac.losses._vocabulary import row_terms
 
 _STATIC = "known", "ignore_index", "reduction", "block_size", "axis_name"
 

@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import as_real, same_shape
 from jaxsoftjac._rows import first_class, nan_unless
 from jaxsoftjac.losses._arguments import LossOptions, checked_number, integer_labels, is_ignored
+from jaxsoftjac.losses._blocks import Head, Layout, Operands, Shared, logits_dtype
 from jaxsoftjac.losses._linear_gradients import Static
-from jaxsoftjac.losses._vocabulary import Head, Layout, Operands, Shared, logits_dtype
 
 _BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
 _NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128

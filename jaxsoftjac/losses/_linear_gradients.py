@@ -15,13 +15,11 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftjac._checks import wide
 from jaxsoftjac.losses._arguments import LossOptions, mixed, weighted
-from jaxsoftjac.losses._vocabulary import (
-    Constants,
+from jaxsoftjac.losses._blocks import (
     Head,
     Layout,
     Operands,
     Start,
-    Terms,
     at_tangents,
     block_of,
     checkpointed,
@@ -29,10 +27,9 @@ from jaxsoftjac.losses._vocabulary import (
     logits_of,
     moving,
     reduce_blocks,
-    row_terms,
-    slopes_of,
     wide_shared,
 )
+from jaxsoftjac.losses._vocabulary import Constants, Terms, row_terms, slopes_of
 
 
 class Static(NamedTuple):

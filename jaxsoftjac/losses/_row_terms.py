@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsoftjac._row_functions import log1p_rest
 from jaxsoftjac._rows import (
     ClassAxes,
     depth,
@@ -21,7 +22,6 @@ from jaxsoftjac._rows import (
     top_of,
 )
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.functions import log1p_rest
 from jaxsoftjac.products import softmax_product, where_positive
 
 

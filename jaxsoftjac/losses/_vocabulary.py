@@ -1,56 +1,32 @@
-"""What a loss needs of the logits hidden @ kernel + bias, vocabulary block by vocabulary block.
+"""What a loss needs of the logits hidden @ kernel + bias, reduced to a few numbers per example.
 
-The logits are computed a block at a time, reduced to a few numbers per example, and forgotten. The
-derivative is a scan over the same blocks, linear in the tangents, its body under `jax.checkpoint`:
-what JAX makes of it in any mode and order holds one block of logits as well.
+The logits are computed a block at a time and forgotten. The derivative is a loop over the same
+blocks, linear in the tangents.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
-from jaxsoftjac._checks import wide, working_dtype
-from jaxsoftjac._rows import LAST, exp_depth, first_class, is_label, statistics
-from jaxsoftjac._rules import recomputed, varying
-
-Start = int | jax.Array  # the first class of a block
-
-
-class Shared(NamedTuple):
-    """What all blocks of the vocabulary share; None for a tangent that is not there."""
-
-    hidden: Any  # [..., D]
-    softcap: Any = None  # a number, or None for no cap
-    origin: Any = None  # a number from which the bias is measured, a constant; None for 0
-
-
-class Head(NamedTuple):
-    """The layer of which each block has its own part; its last axis is the vocabulary."""
-
-    kernel: Any  # [D, V]
-    bias: Any = None  # [V], or None
-
-
-class Operands(NamedTuple):
-    """What the logits are made of, or its tangents."""
-
-    shared: Shared
-    head: Head
-
-
-class Layout(NamedTuple):
-    """What is static: the vocabulary is cut into a first block, then `blocks` of equal size."""
-
-    first: int
-    size: int
-    blocks: int
-    mean: bool = False  # whether the mean of the logits is wanted
-    axis_name: str | None = None  # mapped axis over which the vocabulary is split
+from jaxsoftjac._rows import LAST, exp_depth, statistics
+from jaxsoftjac.losses._blocks import (
+    Head,
+    Layout,
+    Operands,
+    Start,
+    at_label,
+    at_tangents,
+    block_of,
+    checkpointed,
+    filled,
+    logits_of,
+    moving,
+    reduce_blocks,
+    wide_shared,
+)
 
 
 class Terms(NamedTuple):
@@ -79,48 +55,6 @@ class _Summary(NamedTuple):
     count: Any
 
 
-def checkpointed(visit: Callable[..., Any]) -> Callable[..., Any]:
-    """The visit of a block, computed again where it is differentiated.
-
-    The size is bound first: `jax.checkpoint` keeps a function with static arguments for good, and
-    with it the tracers that it has closed over.
-    """
-
-    def again(start: Start, size: int, head: Head) -> Any:
-        return recomputed(lambda start, head: visit(start, size, head))(start, head)
-
-    return again
-
-
-def logits_dtype(operands: Operands) -> jnp.dtype:
-    """The working dtype of the logits."""
-    dtypes = operands.shared.hidden.dtype, operands.head.kernel.dtype
-    return working_dtype(max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits))
-
-
-def logits_of(operands: Operands) -> jax.Array:
-    """Logits in the working dtype, c·tanh(y/c) if capped; −∞ where the bias is."""
-    (hidden, softcap, origin), (kernel, bias) = operands
-    dtype = logits_dtype(operands)
-    if hidden.dtype != kernel.dtype:
-        hidden, kernel = hidden.astype(dtype), kernel.astype(dtype)
-    y = jnp.matmul(hidden, kernel, preferred_element_type=dtype)
-    if bias is None:
-        return _capped(y, softcap)
-    bias = jnp.expand_dims(bias.astype(dtype), tuple(range(y.ndim - 1)))
-    if softcap is None:
-        return y + (bias if origin is None else bias - origin)
-    is_excluded = bias == -jnp.inf
-    return jnp.where(is_excluded, -jnp.inf, _capped(y + jnp.where(is_excluded, 0, bias), softcap))
-
-
-def _capped(y: jax.Array, softcap: jax.Array | None) -> jax.Array:
-    if softcap is None:
-        return y
-    softcap = softcap.astype(y.dtype)
-    return softcap * jnp.tanh(y / softcap)
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def row_terms(operands: Operands, labels: jax.Array, layout: Layout) -> tuple[Terms, Constants]:
     """The terms of each example; `labels` [..., 1] are global class numbers."""
@@ -141,29 +75,6 @@ def _row_terms_jvp(
     terms, constants = row_terms(operands, labels, layout)
     pushed = _pushforward(moving(tangents[0]), operands, labels, terms, constants, layout)
     return (terms, constants), (pushed, jax.tree.map(jnp.zeros_like, constants))
-
-
-def moving(tangents: Operands) -> Operands:
-    """The tangents, None for those that are known to be 0."""
-    return jax.tree.map(
-        lambda t: None if isinstance(t, SymbolicZero) else t,
-        tangents,
-        is_leaf=lambda t: isinstance(t, SymbolicZero),
-    )
-
-
-def at_tangents(operands: Any, moves: Any) -> Any:
-    """The operands that move, None for the others."""
-    return jax.tree.map(lambda t, a: None if t is None else a, moves, operands, is_leaf=_is_none)
-
-
-def filled(moved: Any, operands: Any) -> Any:
-    """The operands, those that move in their place."""
-    return jax.tree.map(lambda m, a: a if m is None else m, moved, operands, is_leaf=_is_none)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
 
 
 def _pushforward(
@@ -219,59 +130,10 @@ def slopes_of(
     )
 
 
-def wide_shared(shared: Shared, layout: Layout) -> Shared:
-    """In its working dtype and as a value of each slice: its cotangents are added up in that."""
-    return jax.tree.map(lambda a: varying(wide(a), layout.axis_name), shared)
-
-
-def block_of(operands: Operands, start: Any, size: int) -> Operands:
-    """The operands of the logits of `size` classes from `start` on, read in place."""
-
-    def take(a: jax.Array) -> jax.Array:
-        return lax.dynamic_slice_in_dim(a, start, size, a.ndim - 1)
-
-    return Operands(operands.shared, jax.tree.map(take, operands.head))
-
-
 def _less_one(surprise: jax.Array) -> jax.Array:
     """e^(−surprise) − 1, in a form whose derivative keeps its digits too."""
     small = jnp.expm1(-jnp.minimum(surprise, 0.5))
     return jnp.where(surprise < 0.5, small, jnp.exp(-surprise) - 1)
-
-
-def reduce_blocks(
-    visit: Callable[..., Any],
-    combine: Callable[[Any, Any], Any],
-    moving: Head,
-    layout: Layout,
-    init: Any = None,
-) -> Any:
-    """Combines visit(start, size, moving block) over all blocks of the classes, after `init`.
-
-    `moving`, tangents of the head, is scanned over, so that its transpose writes each block once.
-    """
-
-    def step(total: Any, x: tuple[jax.Array, Head]) -> tuple[Any, None]:
-        i, block = x
-        return combine(total, visit(layout.first + i * layout.size, layout.size, block)), None
-
-    total = visit(0, layout.first, jax.tree.map(lambda a: a[..., : layout.first], moving))
-    total = total if init is None else combine(init, total)
-    if not layout.blocks:
-        return total
-    stacked = jax.tree.map(lambda a: _stacked(a[..., layout.first :], layout), moving)
-    return lax.scan(step, total, (jnp.arange(layout.blocks), stacked))[0]
-
-
-def _stacked(a: jax.Array, layout: Layout) -> jax.Array:
-    return jnp.moveaxis(a.reshape(*a.shape[:-1], layout.blocks, layout.size), -2, 0)
-
-
-def at_label(z: jax.Array, start: Any, labels: jax.Array, layout: Layout) -> jax.Array:
-    """Where the block of logits that starts at class `start` has the label."""
-    slice_size = layout.first + layout.blocks * layout.size
-    first = jnp.asarray(first_class(slice_size, layout.axis_name), labels.dtype)
-    return is_label(labels, z, z.ndim - 1, first + jnp.asarray(start, labels.dtype))
 
 
 def _summary(z: jax.Array, is_at_label: jax.Array, layout: Layout) -> _Summary:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, wide, working_dtype
+from jaxsoftjac._row_functions import logsumexp_rows
 from jaxsoftjac._rows import LAST, class_logits
-from jaxsoftjac.functions import logsumexp_rows
 from jaxsoftjac.operators._arguments import checked_damping
 from jaxsoftjac.operators._lineax import semidefinite_operator
 from jaxsoftjac.operators._operator import SoftmaxJacobian

@@ -15,8 +15,8 @@ from jaxsoftjac._closed_forms import (
     frobenius_norm,
     largest_eigenvalue_bounds,
 )
+from jaxsoftjac._row_functions import log_softmax_rows, softmax_rows
 from jaxsoftjac._rows import LAST, class_logits
-from jaxsoftjac.functions import log_softmax_rows, softmax_rows
 from jaxsoftjac.operators._arguments import checked_damping, checked_sigma
 from jaxsoftjac.operators._lineax import semidefinite_operator
 from jaxsoftjac.operators._matrix_products import (

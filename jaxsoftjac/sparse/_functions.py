@@ -9,9 +9,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
+from jaxsoftjac._row_functions import softmax_rows
 from jaxsoftjac._rows import ClassAxes, nan_unless
 from jaxsoftjac._rules import compiled, recomputed
-from jaxsoftjac.functions import softmax_rows
 from jaxsoftjac.products import softmax_product
 from jaxsoftjac.sparse._powers import Beta, deformed_log_slope, weights
 from jaxsoftjac.sparse._threshold import probabilities
