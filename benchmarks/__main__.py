@@ -27,6 +27,7 @@ SUBJECTS = (
     "curvature",
     "second_order",
     "regression",
+    "planning",
 )
 
 
