@@ -28,6 +28,7 @@ SUBJECTS = (
     "second_order",
     "regression",
     "planning",
+    "communication",
 )
 
 
