@@ -15,8 +15,41 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+# Where digits, memory or what the compiler does is the subject, so that `.ci/run` leaves XLA's
+# settings as users have them. Elsewhere it compiles the quick way.
+OF_COMPILED_PROGRAMS = {
+    "test_accuracy",
+    "test_accuracy_command",
+    "test_attention",
+    "test_attention_accuracy",
+    "test_attention_scores",
+    "test_benchmarks",
+    "test_cluster",
+    "test_composition",
+    "test_cross_entropy",
+    "test_debugging_modes",
+    "test_divergences",
+    "test_hostile_rows",
+    "test_inspect_memory",
+    "test_linear_cross_entropy",
+    "test_operators_accuracy",
+    "test_peaked_rows",
+    "test_planning",
+    "test_real_sizes",
+    "test_secular",
+    "test_sparse_hostile_rows",
+}
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "once: the same programs whether x64 is on or off")
+    config.addinivalue_line("markers", "as_compiled: digits, memory or the compiler are tested")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in OF_COMPILED_PROGRAMS:
+            item.add_marker("as_compiled")
 
 
 def pytest_collection_finish():
