@@ -140,6 +140,7 @@ def test_help_documents_every_exit_status(monkeypatch):
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 from jaxsoftjac.cli import _main
 _main.read_logits = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
 sys.exit(_main.main(["inspect", "-"]))
