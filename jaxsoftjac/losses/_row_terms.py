@@ -176,18 +176,13 @@ def _target_pushforward(
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _target_slopes(x: jax.Array, target: jax.Array, classes: ClassAxes) -> _Slopes:
-    """σΣt − t, at the top class from the sums of the others: −(1 − σ)·Σt + Σ_{j≠top} t."""
+    """σΣt − t where there is a target, else 0."""
     top, rest = statistics(x, classes)
     e = exp_depth(x, top)
     scale = 1 / (1 + jnp.where(rest < 0, 0, rest))
     moves = (x != -jnp.inf) & _has_target(target, classes)
-    target = jnp.where(moves, target, 0)
-    sigma, total = e * scale, classes.sum(target)
-    is_alone = (e == 1) & (rest < 1)
-    below = classes.sum(target * (1 - jax.lax.stop_gradient(jnp.floor(e))))
-    exact = jax.lax.stop_gradient(rest * scale) + (jax.lax.stop_gradient(sigma) - sigma)
-    surprise = jnp.where(is_alone, below - total * exact, total * sigma - target)
-    return _Slopes(jnp.where(moves, surprise, 0), sigma, jax.lax.stop_gradient(scale))
+    surprise = _from_target(jnp.where(moves, target, 0), e, rest, classes)
+    return _Slopes(jnp.where(moves, surprise, 0), e * scale, jax.lax.stop_gradient(scale))
 
 
 @_target_slopes.defjvp
@@ -199,11 +194,23 @@ def _target_slopes_jvp(
     (x, target), (x_tangent, target_tangent) = primals, tangents
     slopes = _target_slopes(x, target, classes)
     moved = softmax_product(x_tangent, slopes.sigma, classes, slopes.top)
-    by_target = _target_slopes(x, target_tangent, classes).surprise
-    counts = (target != 0) & (x != -jnp.inf)
-    total = classes.sum(jnp.where(counts, target, 0))
-    pushed = jnp.where(_has_target(target, classes), total * moved, 0) + by_target
+    kept = x != -jnp.inf
+    total = classes.sum(jnp.where(kept, target, 0))
+    top, rest = statistics(x, classes)
+    by_target = _from_target(jnp.where(kept, target_tangent, 0), exp_depth(x, top), rest, classes)
+    pushed = jnp.where(_has_target(target, classes), total * moved, 0)
+    pushed = pushed + jnp.where(kept, by_target, 0)
     return slopes, _Slopes(pushed, moved, jnp.zeros_like(slopes.top))
+
+
+def _from_target(target: jax.Array, e: jax.Array, rest: jax.Array, classes: ClassAxes) -> jax.Array:
+    """σΣt − t, linear in t; at the top class from the others: Σ_{j≠top} t − (1 − σ)·Σt."""
+    scale = 1 / (1 + jnp.where(rest < 0, 0, rest))
+    sigma, total = e * scale, classes.sum(target)
+    below = classes.sum(target * (1 - jax.lax.stop_gradient(jnp.floor(e))))
+    complement = jax.lax.stop_gradient(rest * scale) + (jax.lax.stop_gradient(sigma) - sigma)
+    is_alone = (e == 1) & (rest < 1)
+    return jnp.where(is_alone, below - total * complement, total * sigma - target)
 
 
 def _has_target(target: jax.Array, classes: ClassAxes) -> jax.Array:
