@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Result = TypeVar("Result")
@@ -23,7 +23,7 @@ def mesh_axes(x: jax.Array, axis: int) -> tuple[str, ...]:
 
 def whole(x: jax.Array, axis: int) -> jax.Array:
     """`x` with one axis gathered on every device."""
-    return _with_part(x, mesh_axes(x, axis), None)
+    return _with_part(x, mesh_axes(x, axis), None, jax.typeof(x).sharding.mesh)
 
 
 def over_mesh_slices(
@@ -48,10 +48,12 @@ def over_mesh_slices(
     """
     leaves, tree = jax.tree.flatten(tuple(arguments), is_leaf=_is_none)
     pairs = list(zip(leaves, jax.tree.leaves(tuple(axes), is_leaf=_is_none), strict=True))
-    placed = [None if a is None else _with_part(a, names, axis) for a, axis in pairs]
+    meshes = (jax.typeof(a).sharding.mesh for a in leaves if a is not None)
+    mesh = next(mesh for mesh in meshes if set(names) <= set(mesh.axis_names))
+    placed = [None if a is None else _with_part(a, names, axis, mesh) for a, axis in pairs]
     return jax.shard_map(
         lambda *leaves: function(*jax.tree.unflatten(tree, leaves)),
-        mesh=next(jax.typeof(a).sharding.mesh for a in placed if a is not None),
+        mesh=mesh,
         in_specs=tuple(P() if axis is None else P(*[None] * axis, names) for _, axis in pairs),
         out_specs=out_specs,
         axis_names=set(names),
@@ -89,12 +91,14 @@ def _names(part: Part) -> tuple[str, ...]:
     return (part,) if isinstance(part, str) else tuple(part)
 
 
-def _with_part(x: jax.Array, names: tuple[str, ...], axis: int | None) -> jax.Array:
-    """`x`, with one axis and no other split over `names`."""
+def _with_part(
+    x: jax.Array, names: tuple[str, ...], axis: int | None, mesh: AbstractMesh
+) -> jax.Array:
+    """`x`, with one axis and no other split over `names`; it may be on no mesh yet."""
     parts = _parts(x)
     left = [tuple(n for n in _names(part) if n not in names) for part in parts]
     moved = [(*part, *names) if i == axis else part for i, part in enumerate(left)]
     if moved == [_names(part) for part in parts]:
         return x
     spec = P(*(part or None for part in moved))
-    return jax.sharding.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, spec))
+    return jax.sharding.reshard(x, NamedSharding(mesh, spec))

@@ -17,7 +17,8 @@ N, K, D = 4, 16, 3
 LABELS = np.array([0, 15, 7, 3])
 RANDOM = np.random.default_rng(5)
 ROWS = {"rows": (N, K)}
-HEAD = {"hidden": (N, D), "kernel": (D, K), "bias": (K,)}
+V = 64
+HEAD = {"hidden": (N, D), "kernel": (D, V), "bias": (V,)}
 HEADS = {"query": (2, 4, 2, D), "key": (2, 8, 2, D), "value": (2, 8, 2, D)}
 BATCH, CLASSES, BOTH = ("n", None), (None, "k"), ("n", "k")
 
@@ -27,10 +28,13 @@ def operator(x):
     return J.mv(jnp.sin(x)) + J.solve(jnp.cos(x), 0.1) + J.frobenius_norm()[:, None]
 
 
-def linear(reduction):
+BLOCK = {"block_size": 12}
+
+
+def linear(**options):
     def loss(hidden, kernel, bias):
         return jsj.linear_cross_entropy(
-            hidden, kernel, LABELS, bias=bias, block_size=3, reduction=reduction, z_loss=0.1
+            hidden, kernel, LABELS, bias=bias, z_loss=0.1, **BLOCK, **options
         )
 
     return loss
@@ -38,9 +42,7 @@ def linear(reduction):
 
 def gauss_newton(hidden, kernel, bias):
     along = hidden, jnp.sin(kernel), bias
-    return jsj.linear_cross_entropy_gauss_newton(
-        hidden, kernel, LABELS, along, bias=bias, block_size=3
-    )
+    return jsj.linear_cross_entropy_gauss_newton(hidden, kernel, LABELS, along, bias=bias, **BLOCK)
 
 
 def attention(query, key, value):
@@ -60,8 +62,11 @@ FUNCTIONS = {
     "cross_entropy_hessian": (lambda x: jsj.cross_entropy_hessian(x, LABELS, z_loss=0.1), ROWS),
     "spectral_norm": (lambda x: jsj.SoftmaxJacobian.from_logits(x).spectral_norm(), ROWS),
     "eigvalsh": (lambda x: jsj.SoftmaxJacobian.from_logits(x).eigvalsh(), ROWS),
-    "linear_cross_entropy": (linear("none"), HEAD),
-    "linear_cross_entropy, mean": (linear("mean"), HEAD),
+    "linear_cross_entropy": (linear(), HEAD),
+    "linear_cross_entropy, mean": (
+        linear(reduction="mean", class_weights=np.linspace(0.5, 2, V)),
+        HEAD,
+    ),
     "linear_cross_entropy_gauss_newton": (gauss_newton, HEAD),
     "dot_product_attention": (attention, HEADS),
 }
@@ -71,7 +76,7 @@ LAYOUTS = {
     "hidden": {
         "batch": [BATCH, (None, None), (None,)],
         "classes": [(None, None), CLASSES, ("k",)],
-        "both": [BATCH, CLASSES, (None,)],
+        "both": [BATCH, CLASSES, ("k",)],
     },
     "query": {
         "batch": [("n", None, None, None)] * 3,
@@ -96,9 +101,9 @@ def every_mode(f):
     return modes
 
 
-def collectives(program):
-    """The number of elements of every collective's result in a compiled program."""
-    text = r"= (\(?[^=]*?) (?:all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\("
+def sizes_sent(program, kinds):
+    """The number of elements of every result of collectives of these kinds in a program."""
+    text = rf"= (\(?[^=]*?) (?:{kinds})(?:-start)?\("
     shapes = (re.findall(r"\[([\d,]*)\]", m) for m in re.findall(text, program.as_text()))
     return [math.prod(int(n) for n in s.split(",") if n) for found in shapes for s in found]
 
@@ -119,16 +124,24 @@ def test_as_on_one_device(name, layout):
         results = split(*placed)
     jax.tree.map(close, results, modes(*at))
     if not any(part in name for part in WHOLE_ROWS):
-        assert max(collectives(split), default=0) <= largest_of_batch(shapes, layout)
+        moved = sizes_sent(split, "all-gather|all-to-all|collective-permute")
+        assert max(moved, default=0) <= of_batch(shapes)
+        added = sizes_sent(split, "all-reduce|reduce-scatter")
+        assert max(added, default=0) <= max(of_batch(shapes), of_gradient(shapes, layout))
 
 
-def largest_of_batch(shapes, layout):
-    """What may be sent: nothing of the classes' size where they are split."""
+def of_batch(shapes):
+    """What may be sent anywhere: nothing of the size of a head, of the logits or of the keys."""
     if "rows" in shapes:
         return 4 * N  # several numbers per row at once
-    if "hidden" in shapes:
-        return (D + 2) * N if layout == "classes" else (D + 1) * K + 4 * N
-    return 4 * math.prod(shapes["query"])
+    return (D + 2) * N if "hidden" in shapes else math.prod(shapes["query"])
+
+
+def of_gradient(shapes, layout):
+    """The head's gradient, each device's slice of it, which is added over the batch."""
+    if "hidden" not in shapes or layout == "classes":
+        return 0
+    return D * V if layout == "batch" else D * V // 4
 
 
 @pytest.mark.once

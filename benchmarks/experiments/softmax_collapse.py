@@ -114,12 +114,14 @@ def run(arm: str, seed: int, p: int, hidden: int, steps: int, every: int) -> lis
     params = initial(p, hidden, seed, dtype)
     optimizer = optax.adam(RATE, eps=EPSILON)
 
+    def mean_loss(params):
+        return jnp.mean(loss(network(params, train[0]), train[1]))
+
     @jax.jit
     def advance(params, state):
         def step(_, carry):
             params, state = carry
-            mean = lambda params: jnp.mean(loss(network(params, train[0]), train[1]))  # noqa: E731
-            updates, state = optimizer.update(jax.grad(mean)(params), state, params)
+            updates, state = optimizer.update(jax.grad(mean_loss)(params), state, params)
             return optax.apply_updates(params, updates), state
 
         return jax.lax.fori_loop(0, every, step, (params, state))

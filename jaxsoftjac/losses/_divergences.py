@@ -73,7 +73,8 @@ def kl_divergence(
     """KL divergence of the model from the target, KL(p‖q) = Σ p (log p − log q), in nats.
 
     p = softmax(target_logits), q = softmax(logits); differentiable in both. Computed as
-    Σ p·(e^Δ − 1 − Δ), Δ = log q − log p, whose terms are ≥ 0: nearly equal rows keep their digits.
+    log1p Σ p·(e^d − 1 − d), d the difference of the logits less its mean under p, whose terms are
+    ≥ 0: nearly equal rows keep their digits.
 
     Cost: O(K) per row, in every mode and order.
 

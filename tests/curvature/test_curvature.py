@@ -124,7 +124,7 @@ def test_one_linearisation_for_many_products(make):
     value, gradient, products = everything(PARAMS, several)
     jax.tree.map(close, (value, gradient), plain_loss_and_gradient(PARAMS))
     for i in range(2):
-        of_one, along = (flat(jax.tree.map(lambda a: a[i], t)) for t in (products, several))  # noqa: B023
+        of_one, along = (flat(jax.tree.map(lambda a: a[i], t)) for t in (products, several))  # noqa: B023 (called in this round)
         close(of_one, dense_matrix(PARAMS) @ along)
 
 
@@ -149,7 +149,7 @@ def test_semi_definite_to_rounding(gap):
     inputs = INPUTS.astype(jnp.float32)
     for seed in range(20):
         v = jax.tree.map(
-            lambda a: jnp.asarray(np.random.default_rng(seed).normal(size=a.shape), a.dtype),  # noqa: B023
+            lambda a: jnp.asarray(np.random.default_rng(seed).normal(size=a.shape), a.dtype),  # noqa: B023 (called in this round)
             params,
         )
         v["bias"] = v["bias"] + 1e3

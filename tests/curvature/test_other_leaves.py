@@ -108,7 +108,7 @@ def test_hessians_and_batches():
     assert both["columns"].dtype == jax.dtypes.float0
     for i in range(2):
         rest = {"columns": batch["columns"][i], "f": jnp.tanh}
-        alone = jax.grad(lambda k: of_example({"kernel": k} | rest, INPUTS[i]))  # noqa: B023
+        alone = jax.grad(lambda k: of_example({"kernel": k} | rest, INPUTS[i]))  # noqa: B023 (called in this round)
         close(both["kernel"][i], alone(kernels[i]))
 
 

@@ -42,7 +42,10 @@ def long_loss(x, y, alpha):
 @quick_jit
 def losses(x, labels):
     """Of every α as a number, with the gradients; and of all as one array."""
-    f = lambda x, a: jsj.entmax_loss(x, labels, a)  # noqa: E731
+
+    def f(x, a):
+        return jsj.entmax_loss(x, labels, a)
+
     numbers = [(f(x, a), jax.grad(lambda x, a=a: jnp.sum(f(x, a)))(x)) for a in ALPHAS]
     return numbers, jax.vmap(f, (None, 0))(x, jnp.asarray(ALPHAS, x.dtype))
 
@@ -145,9 +148,9 @@ def test_huge_logits_make_no_nan():
 
     @jax.jit
     def both(x):
-        f = lambda x, a: jsj.entmax_loss(x, 0, a)  # noqa: E731
-        gradients = [jax.grad(lambda x, a=a: jnp.sum(f(x, a)))(x) for a in (1.5, 2.0)]
-        return [f(x, a) for a in (1.5, 2.0)], gradients
+        f = functools.partial(jsj.entmax_loss, labels=0)
+        gradients = [jax.grad(lambda x, a=a: jnp.sum(f(x, alpha=a)))(x) for a in (1.5, 2.0)]
+        return [f(x, alpha=a) for a in (1.5, 2.0)], gradients
 
     with jax.debug_nans(True):
         chex.assert_tree_all_finite(both(x))

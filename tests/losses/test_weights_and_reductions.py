@@ -131,6 +131,19 @@ def test_without_weight_an_infinite_loss_is_0():
     assert none == 0
 
 
+def test_weights_of_classes_that_are_split():
+    def split(x, class_weights):
+        slices = jnp.moveaxis(x.reshape(N, K, 1), 1, 0), class_weights.reshape(K, 1)
+        options = {"label_smoothing": 0.3, "reduction": "mean", "axis_name": "k"}
+        local = jax.vmap(
+            lambda x, w: jsj.cross_entropy(x, LABELS, class_weights=w, **options), axis_name="k"
+        )
+        return local(*slices)[0]
+
+    at = jnp.asarray(X, WIDE), jnp.asarray(CLASS_WEIGHTS, WIDE)
+    close(split(*at), plain(X, LABELS, 0.3, 0.0, None, CLASS_WEIGHTS, None, "mean"))
+
+
 def test_the_linear_loss_weighs_classes_alike():
     kernel = jnp.asarray(RANDOM.normal(size=(K, 7)), WIDE)
     class_weights, x = RANDOM.uniform(0.5, 2, 7), jnp.asarray(X, WIDE)

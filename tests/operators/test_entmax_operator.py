@@ -129,8 +129,12 @@ def test_an_alpha_for_each_row_and_derivatives():
 
     @quick_jit
     def both(x, alpha):
-        of_operator = lambda x, a: EntmaxJacobian.from_logits(x, a).mv(V)  # noqa: E731
-        of_function = lambda x, a: jax.jvp(lambda x: jsj.entmax(x, a), (x,), (V,))[1]  # noqa: E731
+        def of_operator(x, a):
+            return EntmaxJacobian.from_logits(x, a).mv(V)
+
+        def of_function(x, a):
+            return jax.jvp(lambda x: jsj.entmax(x, a), (x,), (V,))[1]
+
         tangents = jnp.sin(3 * x), jnp.cos(alpha)
         return [jax.jvp(f, (x, alpha), tangents) for f in (of_operator, of_function)]
 

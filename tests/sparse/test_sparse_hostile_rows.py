@@ -48,7 +48,9 @@ def test_hostile_rows(K, alpha):
 
     @jax.jit
     def everything(x, v):
-        f = lambda x: jsj.entmax(x, alpha, where=where)  # noqa: E731
+        def f(x):
+            return jsj.entmax(x, alpha, where=where)
+
         p, pullback = jax.vjp(f, x)
         loss = jsj.entmax_loss(x, labels, alpha, where=where)
         return p, pullback(v)[0], jax.jvp(f, (x,), (v,))[1], loss
