@@ -17,19 +17,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftjac._checks import wide, working_dtype
-from jaxsoftjac._rows import ClassAxes, depth, exp_depth, statistics, top_of
+from jaxsoftjac._rows import LOWEST, ClassAxes, depth, exp_depth, statistics, top_of
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.products import centre, softmax_product, where_positive
+from jaxsoftjac.products import centre, peaked, softmax_product, where_positive
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """`softmax` of checked input."""
     row = wide(x)
-    return (exp_depth(row, top_of(row, classes)) * _top_probability(row, classes)).astype(x.dtype)
+    return (exp_depth(row, top_of(row, classes)) * top_probability(row, classes)).astype(x.dtype)
 
 
-def _top_probability(row: jax.Array, classes: ClassAxes) -> jax.Array:
+def top_probability(row: jax.Array, classes: ClassAxes) -> jax.Array:
     """1/Σ exp(x − top), by which σ is normalized: the largest σ of each row."""
     total = classes.sum(exp_depth(row, top_of(row, classes)))
     return 1 / jnp.where(total == 0, 1, total)
@@ -53,7 +53,7 @@ def _softmax_forward(
     x: jax.Array, classes: ClassAxes
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     sigma = softmax_rows(x, classes)
-    return sigma, (_unrounded(sigma, x), lax.stop_gradient(_top_probability(wide(x), classes)))
+    return sigma, (_unrounded(sigma, x), lax.stop_gradient(top_probability(wide(x), classes)))
 
 
 def _softmax_backward(
@@ -87,14 +87,22 @@ def _log_softmax_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     log_sigma = log_softmax_rows(x, classes)
-    return log_sigma, _log_softmax_pushforward(tangent, _unrounded(log_sigma, x), classes)
+    log_top = lax.stop_gradient(-log1p_rest(statistics(wide(x), classes).rest))
+    kept = _unrounded(log_sigma, x)
+    return log_sigma, _log_softmax_pushforward(tangent, kept, log_top, classes)
 
 
-@recomputed(static_argnums=(2,))
-def _log_softmax_pushforward(tangent: jax.Array, kept: jax.Array, classes: ClassAxes) -> jax.Array:
+@recomputed(static_argnums=(3,))
+def _log_softmax_pushforward(
+    tangent: jax.Array, kept: jax.Array, log_top: jax.Array, classes: ClassAxes
+) -> jax.Array:
     log_sigma = kept if _is_wide(kept) else log_softmax_rows(wide(kept), classes)
     moves = log_sigma != -jnp.inf
-    centred = centre(jnp.where(moves, wide(tangent), 0), exp_of_log(log_sigma), classes)
+    sigma = jnp.exp(jnp.maximum(log_sigma, LOWEST))
+    is_peaked = peaked(jnp.exp(log_top))
+    is_top = is_peaked * jnp.clip(1 + (lax.stop_gradient(log_sigma) - log_top) * 1e30, 0, 1)
+    excess = is_top + (1 - is_peaked) * lax.stop_gradient(sigma)
+    centred = centre(jnp.where(moves, wide(tangent), 0), sigma, classes, excess)
     return jnp.where(moves, centred, 0).astype(tangent.dtype)
 
 
@@ -119,12 +127,6 @@ def _logsumexp_jvp(
 def _logsumexp_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
     sigma = softmax_rows(wide(x), classes)
     return classes.sum(sigma * where_positive(wide(tangent), sigma)).astype(tangent.dtype)
-
-
-def exp_of_log(log_sigma: jax.Array) -> jax.Array:
-    """Exp, whose derivatives at −∞ are 0: as it stands, 0·∞ would arise in some."""
-    kept = log_sigma != -jnp.inf
-    return jnp.where(kept, jnp.exp(jnp.where(kept, log_sigma, 0)), 0)
 
 
 def log1p_rest(rest: jax.Array) -> jax.Array:

@@ -52,6 +52,8 @@ def _add_all(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Ar
 
 LAST = ClassAxes((-1,))
 
+LOWEST = -1000.0  # the log of what is 0 in every dtype
+
 
 class RowStatistics(NamedTuple):
     """Two numbers that say all of a row; the class axes stay with length 1.

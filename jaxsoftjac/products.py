@@ -184,15 +184,17 @@ def _centred_product(
 ) -> jax.Array:
     """σ⊙(d − ⟨σ, d⟩), d = v measured from the pivot, whose own entry is then exactly 0."""
     excess = pivot_excess(sigma, classes, top)
-    v = where_positive(v, sigma)
+    v = _bits_where_positive(v, sigma)
     at_pivot, weight = classes.sums(excess * v, excess)
-    d = v - at_pivot / jnp.maximum(weight, float(jnp.finfo(v.dtype).tiny))
+    d = v - at_pivot / _at_least_tiny(weight)
     return sigma * (d - classes.sum(sigma * d))
 
 
-def centre(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
+def centre(
+    v: jax.Array, sigma: jax.Array, classes: ClassAxes, excess: jax.Array | None = None
+) -> jax.Array:
     """The vector less its mean, v − ⟨σ, v⟩, from the pivot first: the JVP of log-softmax."""
-    e = pivot_weights(sigma, classes)
+    e = pivot_weights(sigma, classes) if excess is None else _normalized(excess, classes)
     d = v - classes.sum(e * where_positive(v, sigma))
     return d - classes.sum(sigma * where_positive(d, sigma))
 
@@ -209,15 +211,32 @@ def where_positive(v: jax.Array, sigma: jax.Array) -> jax.Array:
     return jnp.where(sigma != 0, v, 0)
 
 
+def _bits_where_positive(v: jax.Array, sigma: jax.Array) -> jax.Array:
+    """`where_positive` by integer arithmetic on the bits. Not for what is differentiated.
+
+    Compilers vectorise it inside a reduction, where they store what a select returns.
+    """
+    bits = jnp.dtype(f"int{8 * v.dtype.itemsize}")
+    magnitude = lax.bitcast_convert_type(jnp.abs(sigma), bits)
+    mask = lax.shift_right_arithmetic(-magnitude, jnp.full_like(magnitude, 8 * bits.itemsize - 1))
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(v, bits) & mask, v.dtype)
+
+
 def pivot_weights(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """Weights e ≥ 0, Σe = 1: one-hot at the top class, or σ where no class has more than 1/16.
 
     The weights depend on σ alone, which keeps the program linear in v, and are constants of
     differentiation: J does not depend on them.
     """
-    excess = pivot_excess(sigma, classes)
-    total = jnp.maximum(classes.sum(excess), float(jnp.finfo(sigma.dtype).tiny))
-    return excess * (1 / total)
+    return _normalized(pivot_excess(sigma, classes), classes)
+
+
+def _normalized(excess: jax.Array, classes: ClassAxes) -> jax.Array:
+    return excess * (1 / _at_least_tiny(classes.sum(excess)))
+
+
+def _at_least_tiny(weight: jax.Array) -> jax.Array:
+    return jnp.maximum(weight, float(jnp.finfo(weight.dtype).tiny))
 
 
 def pivot_excess(sigma: jax.Array, classes: ClassAxes, top: jax.Array | None = None) -> jax.Array:
@@ -231,10 +250,15 @@ def pivot_excess(sigma: jax.Array, classes: ClassAxes, top: jax.Array | None = N
     sigma = lax.stop_gradient(sigma)
     if top is None or classes.axis_name is not None:  # what is split must be found where it is used
         top = jnp.maximum(classes.max(sigma), 0)
-    is_peaked = jnp.clip((top - 1 / 16) * 1e30, 0, 1)
+    is_peaked = peaked(top)
     just_below = top * (1 - float(jnp.finfo(sigma.dtype).eps) / 2)
     excess = sigma - just_below * is_peaked
     return excess + jnp.abs(excess)  # twice the positive part: a constant would be stored
+
+
+def peaked(top: jax.Array) -> jax.Array:
+    """1 where the top class of a row has more than 1/16, else 0."""
+    return jnp.clip((top - 1 / 16) * 1e30, 0, 1)
 
 
 def _prepare(

@@ -14,8 +14,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, wide
-from jaxsoftjac._row_functions import log1p_rest, softmax_rows
+from jaxsoftjac._row_functions import log1p_rest, softmax_rows, top_probability
 from jaxsoftjac._rows import (
+    LOWEST,
     ClassAxes,
     class_logits,
     depth,
@@ -121,7 +122,7 @@ def _checked_kl(
 def _entropy(x: jax.Array, classes: ClassAxes) -> jax.Array:
     row = wide(x)
     top, rest = statistics(row, classes)
-    down = jnp.maximum(depth(row, top), _LOWEST)  # below, the exponential is 0
+    down = jnp.maximum(depth(row, top), LOWEST)  # below, the exponential is 0
     mean = classes.sum(jnp.exp(down) * down) / (1 + jnp.where(rest < 0, 0, rest))
     return (log1p_rest(rest) - mean).astype(x.dtype)
 
@@ -139,12 +140,10 @@ def _entropy_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -
     row = wide(x)
     # H = Σ σ·(−log σ), and Σ σ d(log σ) = 0: only dσ counts, and its sum is 0, so that the depth
     # below the top may stand for −log σ.
-    down = jnp.maximum(depth(row, top_of(row, classes)), _LOWEST)
-    product = softmax_product(wide(tangent), softmax_rows(row, classes), classes)
+    down = jnp.maximum(depth(row, top_of(row, classes)), LOWEST)
+    sigma, of_top = softmax_rows(row, classes), lax.stop_gradient(top_probability(row, classes))
+    product = softmax_product(wide(tangent), sigma, classes, of_top)
     return -classes.sum(product * down).astype(tangent.dtype)
-
-
-_LOWEST = -1000.0  # log of what is 0 in every dtype
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -179,7 +178,8 @@ def _kl_pushforward(
     exact = jnp.where(near, p * jnp.expm1(jnp.where(near, delta, 0)), q - p)
     difference = (q - p) + lax.stop_gradient(exact - (q - p))
     along_model = classes.sum(difference * where_positive(x_tangent, difference))
-    along_target = classes.sum(softmax_product(y_tangent, p, classes) * compared.centred)
+    of_top = lax.stop_gradient(top_probability(y, classes))
+    along_target = classes.sum(softmax_product(y_tangent, p, classes, of_top) * compared.centred)
     return jnp.where(_comparable(x, y, classes), along_model - along_target, 0)
 
 
