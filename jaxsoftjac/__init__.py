@@ -1,4 +1,11 @@
-"""The derivatives of softmax in JAX: exact, structured, in every mode and to every order."""
+"""The derivatives of softmax in JAX: exact, structured, in every mode and to every order.
+
+`jaxsoftjac.examples` has worked examples. A function stands in the reference once, on the page of
+its module; most are also names of `jaxsoftjac` itself, as in the table below.
+
+.. include:: ../README.md
+   :start-line: 5
+"""
 
 import importlib as _importlib
 import warnings as _warnings
@@ -42,6 +49,9 @@ from jaxsoftjac.sparse import sparsemax as sparsemax
 from jaxsoftjac.transforms import hessian as hessian
 from jaxsoftjac.transforms import hvp as hvp
 from jaxsoftjac.transforms import jacobian as jacobian
+
+# Google's sections in docstrings, for pdoc. There is no `__all__`: pdoc would list each name twice.
+__docformat__ = "google"
 
 if _jax.__version_info__ == (0, 10, 2):
     _warnings.warn(

@@ -32,6 +32,8 @@ from jaxsoftjac._sharding import whole
 from jaxsoftjac.losses._arguments import checked_arguments, checked_options, target_mass
 from jaxsoftjac.products import softmax_vjp
 
+__all__ = ["softmax_jacobian", "log_softmax_jacobian", "softmax_hessian", "cross_entropy_hessian"]
+
 
 def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
     """Jacobian of softmax: Jᵢⱼ = ∂σᵢ/∂xⱼ = σᵢ(δᵢⱼ − σⱼ), J = diag(σ) − σσᵀ.

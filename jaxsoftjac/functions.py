@@ -24,6 +24,8 @@ from jaxsoftjac._rows import ClassAxes, nan_unless
 from jaxsoftjac._rules import compiled
 from jaxsoftjac._weighted_sums import weighted_logsumexp
 
+__all__ = ["softmax", "log_softmax", "logsumexp"]
+
 
 def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
     """Softmax along an axis: σᵢ = exp(xᵢ) / Σⱼ exp(xⱼ).

@@ -19,6 +19,14 @@ from jaxsoftjac._checks import Axis, as_real, canonical_axes, same_shape, workin
 from jaxsoftjac._rows import ClassAxes
 from jaxsoftjac._rules import compiled, quotient
 
+__all__ = [
+    "softmax_vjp",
+    "softmax_jvp",
+    "log_softmax_vjp",
+    "log_softmax_jvp",
+    "softmax_second_derivative",
+]
+
 
 def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> jax.Array:
     """Product of a vector with the softmax Jacobian, without forming the matrix.

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 
 from jaxsoftjac._trees import Floating, is_number
 
+__all__ = ["jacobian", "hessian", "hvp"]
+
 Argnums = int | Sequence[int]
 P = ParamSpec("P")  # the arguments of a function, which its derivative takes too
 

@@ -41,7 +41,7 @@ ROOMS = (
         "operators",
     ]
     + ["attention", "transforms", "curvature", "optimizers", "regression", "diagnostics"]
-    + ["plots", "cli"]
+    + ["plots", "cli", "examples"]
 )
 # Where functions still lack annotations, or public names their examples.
 UNFINISHED: set[str] = set()

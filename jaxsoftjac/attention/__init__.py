@@ -8,5 +8,10 @@
 (1, 256, 2, 16)
 """
 
-from jaxsoftjac.attention._attention import dot_product_attention as dot_product_attention
-from jaxsoftjac.attention._flax import as_flax_attention as as_flax_attention
+from jaxsoftjac.attention._attention import dot_product_attention
+from jaxsoftjac.attention._flax import as_flax_attention
+
+__all__ = [
+    "as_flax_attention",
+    "dot_product_attention",
+]

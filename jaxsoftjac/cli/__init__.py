@@ -4,4 +4,8 @@
 2
 """
 
-from jaxsoftjac.cli._main import main as main
+from jaxsoftjac.cli._main import main
+
+__all__ = [
+    "main",
+]

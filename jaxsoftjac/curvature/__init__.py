@@ -10,7 +10,12 @@ The Hessian of the mean loss of a model z(θ) is JᵀHJ, J = ∂z/∂θ and H = 
 [[ 0.25 -0.25]]
 """
 
-from jaxsoftjac.curvature._gauss_newton import fisher_product as fisher_product
-from jaxsoftjac.curvature._gauss_newton import gauss_newton_product as gauss_newton_product
-from jaxsoftjac.curvature._sampled import gauss_newton_diagonal as gauss_newton_diagonal
-from jaxsoftjac.curvature._sampled import sampled_fisher_product as sampled_fisher_product
+from jaxsoftjac.curvature._gauss_newton import fisher_product, gauss_newton_product
+from jaxsoftjac.curvature._sampled import gauss_newton_diagonal, sampled_fisher_product
+
+__all__ = [
+    "fisher_product",
+    "gauss_newton_diagonal",
+    "gauss_newton_product",
+    "sampled_fisher_product",
+]

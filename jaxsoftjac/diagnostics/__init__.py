@@ -9,18 +9,30 @@
 0.763 0.352 2.144
 """
 
-from jaxsoftjac.diagnostics._attention_flow import attention_flow as attention_flow
-from jaxsoftjac.diagnostics._flow import GradientFlow as GradientFlow
-from jaxsoftjac.diagnostics._flow import gradient_flow as gradient_flow
-from jaxsoftjac.diagnostics._probes import JacobianProbes as JacobianProbes
-from jaxsoftjac.diagnostics._probes import probe_jacobian_properties as probe_jacobian_properties
-from jaxsoftjac.diagnostics._properties import JacobianProperties as JacobianProperties
-from jaxsoftjac.diagnostics._properties import (
-    verify_jacobian_properties as verify_jacobian_properties,
+from jaxsoftjac.diagnostics._attention_flow import attention_flow
+from jaxsoftjac.diagnostics._flow import GradientFlow, gradient_flow
+from jaxsoftjac.diagnostics._probes import JacobianProbes, probe_jacobian_properties
+from jaxsoftjac.diagnostics._properties import JacobianProperties, verify_jacobian_properties
+from jaxsoftjac.diagnostics._rounding import ProductErrors, product_errors
+from jaxsoftjac.diagnostics._summaries import (
+    FlowSummary,
+    TemperatureSweep,
+    summarize,
+    temperature_sweep,
 )
-from jaxsoftjac.diagnostics._rounding import ProductErrors as ProductErrors
-from jaxsoftjac.diagnostics._rounding import product_errors as product_errors
-from jaxsoftjac.diagnostics._summaries import FlowSummary as FlowSummary
-from jaxsoftjac.diagnostics._summaries import TemperatureSweep as TemperatureSweep
-from jaxsoftjac.diagnostics._summaries import summarize as summarize
-from jaxsoftjac.diagnostics._summaries import temperature_sweep as temperature_sweep
+
+__all__ = [
+    "FlowSummary",
+    "GradientFlow",
+    "JacobianProbes",
+    "JacobianProperties",
+    "ProductErrors",
+    "TemperatureSweep",
+    "attention_flow",
+    "gradient_flow",
+    "probe_jacobian_properties",
+    "product_errors",
+    "summarize",
+    "temperature_sweep",
+    "verify_jacobian_properties",
+]

@@ -7,11 +7,16 @@
 4.248e-18 -4.248e-18
 """
 
-from jaxsoftjac.losses._cross_entropy import cross_entropy as cross_entropy
-from jaxsoftjac.losses._divergences import entropy as entropy
-from jaxsoftjac.losses._divergences import kl_divergence as kl_divergence
-from jaxsoftjac.losses._entmax import entmax_loss as entmax_loss
-from jaxsoftjac.losses._linear import linear_cross_entropy as linear_cross_entropy
-from jaxsoftjac.losses._linear import (
-    linear_cross_entropy_gauss_newton as linear_cross_entropy_gauss_newton,
-)
+from jaxsoftjac.losses._cross_entropy import cross_entropy
+from jaxsoftjac.losses._divergences import entropy, kl_divergence
+from jaxsoftjac.losses._entmax import entmax_loss
+from jaxsoftjac.losses._linear import linear_cross_entropy, linear_cross_entropy_gauss_newton
+
+__all__ = [
+    "cross_entropy",
+    "entmax_loss",
+    "entropy",
+    "kl_divergence",
+    "linear_cross_entropy",
+    "linear_cross_entropy_gauss_newton",
+]

@@ -6,6 +6,12 @@
 [ 0.25  -0.125 -0.125] [0.    0.25  0.375] 0.625
 """
 
-from jaxsoftjac.operators._entmax import EntmaxJacobian as EntmaxJacobian
-from jaxsoftjac.operators._operator import SoftmaxJacobian as SoftmaxJacobian
-from jaxsoftjac.operators._secular import Eigh as Eigh
+from jaxsoftjac.operators._entmax import EntmaxJacobian
+from jaxsoftjac.operators._operator import SoftmaxJacobian
+from jaxsoftjac.operators._secular import Eigh
+
+__all__ = [
+    "Eigh",
+    "EntmaxJacobian",
+    "SoftmaxJacobian",
+]

@@ -18,8 +18,15 @@ They take the batch as extra arguments: `update(gradients, state, params, inputs
 0.5
 """
 
-from jaxsoftjac.optimizers._diagonal import DiagonalState as DiagonalState
-from jaxsoftjac.optimizers._diagonal import diagonal_gauss_newton as diagonal_gauss_newton
-from jaxsoftjac.optimizers._gauss_newton import gauss_newton_cg as gauss_newton_cg
-from jaxsoftjac.optimizers._natural_gradient import natural_gradient as natural_gradient
-from jaxsoftjac.optimizers._trust_region import CurvatureState as CurvatureState
+from jaxsoftjac.optimizers._diagonal import DiagonalState, diagonal_gauss_newton
+from jaxsoftjac.optimizers._gauss_newton import gauss_newton_cg
+from jaxsoftjac.optimizers._natural_gradient import natural_gradient
+from jaxsoftjac.optimizers._trust_region import CurvatureState
+
+__all__ = [
+    "CurvatureState",
+    "DiagonalState",
+    "diagonal_gauss_newton",
+    "gauss_newton_cg",
+    "natural_gradient",
+]

@@ -8,8 +8,13 @@ matplotlib is the optional extra `plots`; it is imported when a picture is asked
 ['Jacobian J = diag(σ) − σσᵀ', 'Diagonal σᵢ(1 − σᵢ)', 'Probabilities σ']
 """
 
-from jaxsoftjac.plots._flow_plots import plot_accuracy as plot_accuracy
-from jaxsoftjac.plots._flow_plots import plot_gradient_flow as plot_gradient_flow
-from jaxsoftjac.plots._flow_plots import plot_temperature_sweep as plot_temperature_sweep
-from jaxsoftjac.plots._row_plots import plot_jacobian as plot_jacobian
-from jaxsoftjac.plots._row_plots import plot_spectrum as plot_spectrum
+from jaxsoftjac.plots._flow_plots import plot_accuracy, plot_gradient_flow, plot_temperature_sweep
+from jaxsoftjac.plots._row_plots import plot_jacobian, plot_spectrum
+
+__all__ = [
+    "plot_accuracy",
+    "plot_gradient_flow",
+    "plot_jacobian",
+    "plot_spectrum",
+    "plot_temperature_sweep",
+]

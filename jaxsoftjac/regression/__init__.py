@@ -8,19 +8,31 @@
 True (1, 2) 0.59
 """
 
+import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from jaxsoftjac.regression._fit import FittedRegression as FittedRegression
-from jaxsoftjac.regression._fit import fit_softmax_regression as fit_softmax_regression
-from jaxsoftjac.regression._fit import softmax_regression_path as softmax_regression_path
-from jaxsoftjac.regression._summary import RegressionSummary as RegressionSummary
-from jaxsoftjac.regression._summary import (
-    summarise_softmax_regression as summarise_softmax_regression,
+from jaxsoftjac.regression._fit import (
+    FittedRegression,
+    fit_softmax_regression,
+    softmax_regression_path,
 )
+from jaxsoftjac.regression._summary import RegressionSummary, summarise_softmax_regression
 
-if _TYPE_CHECKING:
+__all__ = [
+    "FittedRegression",
+    "RegressionSummary",
+    "fit_softmax_regression",
+    "softmax_regression_path",
+    "summarise_softmax_regression",
+]
+
+# Importing scikit-learn takes longer than a small fit, so that it waits until it is asked for; pdoc
+# asks by looking into the module.
+if _TYPE_CHECKING or "pdoc" in _sys.modules:
     from jaxsoftjac.regression._estimator import SoftmaxRegression as SoftmaxRegression
+
+    __all__ += ["SoftmaxRegression"]
 
 
 def __getattr__(name: str) -> _Any:

@@ -9,5 +9,9 @@ at σ = s/Σs. So the products of softmax serve them all, in every mode and to e
  [-0.5  0.5]]
 """
 
-from jaxsoftjac.sparse._functions import entmax as entmax
-from jaxsoftjac.sparse._functions import sparsemax as sparsemax
+from jaxsoftjac.sparse._functions import entmax, sparsemax
+
+__all__ = [
+    "entmax",
+    "sparsemax",
+]
