@@ -10,7 +10,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,12 @@ from jaxsoftjac._trees import Floating, is_number
 __all__ = ["jacobian", "hessian", "hvp"]
 
 Argnums = int | Sequence[int]
+Mode = Literal["auto", "forward", "reverse"]
 P = ParamSpec("P")  # the arguments of a function, which its derivative takes too
 
 
 def jacobian(
-    fun: Callable[P, Any], argnums: Argnums = 0, *, mode: str = "auto", batch_ndim: int = 0
+    fun: Callable[P, Any], argnums: Argnums = 0, *, mode: Mode = "auto", batch_ndim: int = 0
 ) -> Callable[P, Any]:
     """Jacobian of a function, or one for each example of a batch: ∂fᵢ/∂xⱼ.
 

@@ -6,7 +6,7 @@ All means are over the examples that are kept: those whose label is not `ignore_
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxsoftjac.losses import (
 )
 from jaxsoftjac.operators import SoftmaxJacobian
 
-Loss = str | Callable[..., jax.Array]
+Loss = Literal["cross_entropy"] | Callable[..., jax.Array]
 Head = str | tuple[str, str] | Callable[[Any], Any]
 Product = Callable[[Any], Any]
 Operands = tuple[jax.Array, ...]  # hidden [..., D], kernel [D, V], and perhaps a bias [V]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide
 from jaxsoftjac._rows import ClassAxes, class_logits, in_range
+
+Reduction = Literal["none", "sum", "mean"]
 
 
 class LossOptions(NamedTuple):
@@ -177,10 +179,11 @@ def checked_number(
     return as_real(name, value) if isinstance(value, jax.Array) else float(known)
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
+def check_reduction(value: str) -> None:
+    """Raises unless the value is a way to reduce losses."""
+    if value not in get_args(Reduction):
+        choices = ", ".join(get_args(Reduction))
+        raise ValueError(f"`reduction` must be one of {choices}, got {value!r}")
 
 
 def checked_weights(weights: jax.Array | None, losses: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """Cross-entropy of integer labels and of probabilities, exact in the tails."""
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,8 @@ from jaxsoftjac._rows import ClassAxes, in_range, nan_unless
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.losses._arguments import (
     LossOptions,
-    check_choice,
+    Reduction,
+    check_reduction,
     checked_arguments,
     checked_options,
     checked_weights,
@@ -35,7 +35,7 @@ def cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     ignore_index: int | None = None,
-    reduction: Literal["none", "sum", "mean"] = "none",
+    reduction: Reduction = "none",
     axis_name: str | None = None,
 ) -> jax.Array:
     """Cross-entropy of each example: −Σⱼ tⱼ log σⱼ + z_loss·(logsumexp x)².
@@ -83,7 +83,7 @@ def cross_entropy(
     >>> print(f"{cross_entropy(x, 1, class_weights=jnp.array([1, 3.0]), reduction='mean'):.4f}")
     4.6567
     """
-    check_choice("reduction", reduction, ("none", "sum", "mean"))
+    check_reduction(reduction)
     known, traced = checked_options(label_smoothing, z_loss).split()
     return _cross_entropy(
         as_real("logits", logits),

@@ -8,7 +8,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,16 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import as_index, as_real
 from jaxsoftjac._rules import compiled
 from jaxsoftjac._sharding import mesh_axes, over_mesh_slices
-from jaxsoftjac.losses._arguments import LossOptions, check_choice, checked_options, weighted
+from jaxsoftjac.losses._arguments import (
+    LossOptions,
+    Reduction,
+    check_reduction,
+    checked_options,
+    weighted,
+)
 from jaxsoftjac.losses._blocks import Head, Operands, Shared
 from jaxsoftjac.losses._linear_arguments import (
+    LinearOptions,
     as_arrays,
     checked_tangents,
     problem_of,
@@ -38,6 +45,24 @@ from jaxsoftjac.losses._vocabulary import row_terms
 _STATIC = "known", "ignore_index", "reduction", "block_size", "axis_name"
 
 
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_log_normalizer: Literal[False] = False,
+    **options: Unpack[LinearOptions],
+) -> jax.Array: ...
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_log_normalizer: Literal[True],
+    **options: Unpack[LinearOptions],
+) -> tuple[jax.Array, jax.Array]: ...
 def linear_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -50,11 +75,11 @@ def linear_cross_entropy(
     z_loss: ArrayLike = 0.0,
     logit_softcap: ArrayLike | None = None,
     ignore_index: int | None = None,
-    reduction: str = "none",
+    reduction: Reduction = "none",
     block_size: int | None = None,
     return_log_normalizer: bool = False,
     axis_name: str | None = None,
-) -> Any:
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Cross-entropy of the logits z = hidden @ kernel + bias: w·(logsumexp z − z_label).
 
     As `cross_entropy`, exact in the tails, but the logits are computed in blocks of classes and
@@ -98,7 +123,7 @@ def linear_cross_entropy(
     >>> print(linear_cross_entropy(hidden, kernel, jnp.array([0, 1])).round(2))
     [0.31 0.13]
     """
-    check_choice("reduction", reduction, ("none", "sum", "mean"))
+    check_reduction(reduction)
     known, traced = checked_options(label_smoothing, z_loss).split()
     return _linear_cross_entropy(
         as_arrays(hidden, kernel, bias, logit_softcap),
@@ -165,7 +190,7 @@ def linear_cross_entropy_gauss_newton(
     z_loss: ArrayLike = 0.0,
     logit_softcap: ArrayLike | None = None,
     ignore_index: int | None = None,
-    reduction: str = "none",
+    reduction: Reduction = "none",
     block_size: int | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, ...]:
@@ -210,7 +235,7 @@ def linear_cross_entropy_gauss_newton(
     >>> print(linear_cross_entropy_gauss_newton(hidden, kernel, 0, along)[1])       # h·J·h
     [[ 0.25 -0.25]]
     """
-    check_choice("reduction", reduction, ("none", "sum", "mean"))
+    check_reduction(reduction)
     known, traced = checked_options(label_smoothing, z_loss).split()
     operands = as_arrays(hidden, kernel, bias, logit_softcap)
     return _gauss_newton(

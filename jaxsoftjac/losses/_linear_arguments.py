@@ -1,7 +1,7 @@
 """The checked arguments of the losses beneath a vocabulary, and the layout of its blocks."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,33 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, same_shape
 from jaxsoftjac._rows import first_class, nan_unless
-from jaxsoftjac.losses._arguments import LossOptions, checked_number, integer_labels, is_ignored
+from jaxsoftjac.losses._arguments import (
+    LossOptions,
+    Reduction,
+    checked_number,
+    integer_labels,
+    is_ignored,
+)
 from jaxsoftjac.losses._blocks import Head, Layout, Operands, Shared, logits_dtype
 from jaxsoftjac.losses._linear_gradients import Static
 
 _BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
 _NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128
+
+
+class LinearOptions(TypedDict, total=False):
+    """The options of `linear_cross_entropy` but `return_log_normalizer`, which decides its type."""
+
+    bias: ArrayLike | None
+    weights: ArrayLike | None
+    class_weights: ArrayLike | None
+    label_smoothing: ArrayLike
+    z_loss: ArrayLike
+    logit_softcap: ArrayLike | None
+    ignore_index: int | None
+    reduction: Reduction
+    block_size: int | None
+    axis_name: str | None
 
 
 class Problem(NamedTuple):

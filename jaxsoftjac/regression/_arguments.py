@@ -1,7 +1,6 @@
 """The checked arguments of a fit: shapes and dtypes always, values where they are known."""
 
-from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, wide
+
+Solver = Literal["newton-cg", "newton-cholesky", "lbfgs"]
 
 
 def default_tol(dtype: jnp.dtype) -> float:
@@ -35,12 +36,10 @@ def checked_data(
     return x, labels, weights.astype(x.dtype), num_classes
 
 
-def check_options(
-    solvers: Collection[str], solver: str, *, l2: Any, tol: Any, max_iterations: Any
-) -> None:
+def check_options(solver: str, *, l2: Any, tol: Any, max_iterations: Any) -> None:
     """Raises where an option is out of range."""
-    if solver not in solvers:
-        raise ValueError(f"`solver` must be one of {', '.join(solvers)}, got {solver!r}")
+    if solver not in get_args(Solver):
+        raise ValueError(f"`solver` must be one of {', '.join(get_args(Solver))}, got {solver!r}")
     for name, value in (("l2", l2), ("tol", tol), ("max_iterations", max_iterations)):
         if value is None or not _is_known(value):
             continue

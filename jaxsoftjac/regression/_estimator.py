@@ -11,6 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from jaxsoftjac.regression._arguments import Solver
 from jaxsoftjac.regression._fit import fit_softmax_regression
 
 
@@ -48,13 +49,19 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         ['a' 'b']
     """
 
+    classes_: np.ndarray
+    coef_: np.ndarray
+    intercept_: np.ndarray
+    n_iter_: np.ndarray
+    converged_: bool
+
     def __init__(
         self,
         C: float = 1.0,
         *,
         l2: float | None = None,
         class_weight: Any = None,
-        solver: str = "newton-cg",
+        solver: Solver = "newton-cg",
         tol: float | None = None,
         max_iter: int | None = None,
         random_state: Any = None,
@@ -63,7 +70,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         self.C = C
         self.l2 = l2
         self.class_weight = class_weight
-        self.solver = solver
+        self.solver: Solver = solver
         self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state

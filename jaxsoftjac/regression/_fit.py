@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxsoftjac.functions import log_softmax
 from jaxsoftjac.losses import cross_entropy
 from jaxsoftjac.regression._arguments import (
+    Solver,
     check_options,
     checked_data,
     checked_path,
@@ -70,7 +71,7 @@ def fit_softmax_regression(
     l2: ArrayLike,
     num_classes: int | None = None,
     weights: ArrayLike | None = None,
-    solver: str = "newton-cg",
+    solver: Solver = "newton-cg",
     tol: float | None = None,
     max_iterations: int | None = None,
     standard_errors: bool = False,
@@ -126,7 +127,7 @@ def fit_softmax_regression(
         0
     """
     x, labels, weights, K = checked_data(features, labels, weights, num_classes)
-    check_options(_SOLVERS, solver, l2=l2, tol=tol, max_iterations=max_iterations)
+    check_options(solver, l2=l2, tol=tol, max_iterations=max_iterations)
     static = {"K": K, "solver": solver, "steps": max_iterations or _STEPS[solver]}
     if max_iterations is not None:
         static["steps"] = max_iterations
@@ -195,7 +196,7 @@ def _fit(
     start: FittedRegression | None,
     *,
     K: int,
-    solver: str,
+    solver: Solver,
     steps: int,
     standard_errors: bool,
 ) -> FittedRegression:
@@ -231,7 +232,7 @@ def _fit(
 
 
 def _solution(
-    problem: Problem, start: jax.Array | None, tol: jax.Array, solver: str, steps: int
+    problem: Problem, start: jax.Array | None, tol: jax.Array, solver: Solver, steps: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     """θ where the gradient is 0, a differentiable function of the problem, and how it went."""
     shape, held = (problem.classes, problem.x.shape[1]), lax.stop_gradient(problem[:4])
