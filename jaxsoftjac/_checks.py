@@ -1,19 +1,31 @@
 """Argument checks that tracing can see: dtype, axis and shape; never values."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 Axis = int | Sequence[int] | None
+AxisName = str | tuple[str, ...]
+
+
+def as_array(name: str, x: ArrayLike) -> jax.Array:
+    """`x` as an array of any dtype that JAX has."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        kind = type(x).__name__
+        raise TypeError(f"`{name}` must be an array of numbers, got {kind}") from error
 
 
 def as_real(name: str, x: ArrayLike) -> jax.Array:
     """`x` as a floating array; integers are cast before anything is subtracted from them."""
-    x = jnp.asarray(x)
+    x = as_array(name, x)
     if jnp.issubdtype(x.dtype, jnp.bool_) or jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"`{name}` must be real, got dtype {x.dtype.name}")
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -36,27 +48,64 @@ def as_index(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        kind = type(value).__name__
-        raise TypeError(f"`{name}` must be an int, got {kind}") from None
+        raise TypeError(f"`{name}` must be an int, got {type(value).__name__}") from None
+
+
+def as_count(name: str, value: Any, least: int) -> int:
+    """`value` as a Python int that is at least so large."""
+    count = as_index(name, value)
+    if count < least:
+        raise ValueError(f"`{name}` must be ≥ {least}, got {count}")
+    return count
+
+
+def checked_number(
+    name: str, value: ArrayLike, expected: str, holds: Callable[[float], bool]
+) -> float | jax.Array:
+    """A Python float of a Python or NumPy number; what is a JAX array stays one."""
+    if np.shape(value) != ():
+        raise ValueError(f"`{name}` must be a number, got shape {np.shape(value)}")
+    if isinstance(value, Tracer):
+        return as_real(name, value)
+    known = np.asarray(value)
+    if known.dtype.kind not in "iuf" and known.dtype != jnp.bfloat16:
+        raise TypeError(f"`{name}` must be a real number, got {type(value).__name__}")
+    if not holds(float(known)):
+        raise ValueError(f"`{name}` must {expected}, got {value}")
+    return as_real(name, value) if isinstance(value, jax.Array) else float(known)
+
+
+def check_function(name: str, value: Any) -> None:
+    """Raises unless `value` can be called."""
+    if not callable(value):
+        raise TypeError(f"`{name}` must be a function, got {type(value).__name__}")
+
+
+def check_axis_name(value: AxisName | None) -> None:
+    """Raises unless it is the name of a mapped axis, or of several."""
+    names = value if isinstance(value, tuple) else (value,)
+    if value is not None and not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`axis_name` must name one mapped axis or several, got {value!r}")
 
 
 def as_axis(axis: int | Sequence[int]) -> int | tuple[int, ...]:
     """An axis or several as what can be static."""
-    if isinstance(axis, Sequence):
-        return tuple(as_index("axis", a) for a in axis)
-    return as_index("axis", axis)
+    try:
+        if isinstance(axis, Sequence):
+            return tuple(operator.index(a) for a in axis)
+        return operator.index(axis)
+    except TypeError:
+        got = repr(axis) if isinstance(axis, Sequence) else type(axis).__name__
+        message = f"`axis` must be an int, a tuple of ints or None, got {got}"
+        raise TypeError(message) from None
 
 
 def canonical_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of distinct axes in 0 … ndim − 1; None is all of them."""
     if axis is None:
         return tuple(range(ndim))
-    if not isinstance(axis, Sequence):
-        try:
-            axis = (axis.__index__(),)
-        except AttributeError:
-            kind = type(axis).__name__
-            raise TypeError(f"`axis` must be an int, a tuple of ints or None, got {kind}") from None
+    axis = as_axis(axis)
+    axis = axis if isinstance(axis, tuple) else (axis,)
     if any(not -ndim <= a < ndim for a in axis):
         raise ValueError(f"`axis` must lie in [{-ndim}, {ndim}) for {ndim} dimensions, got {axis}")
     axes = tuple(a % ndim for a in axis)
@@ -71,7 +120,7 @@ def broadcast_where(
     """`where` as a boolean array of `shape`; None stays None."""
     if where is None:
         return None
-    where = jnp.asarray(where)
+    where = as_array("where", where)
     if where.dtype != jnp.bool_:
         raise TypeError(f"`where` must be boolean, got dtype {where.dtype.name}")
     try:

@@ -67,6 +67,7 @@ class Floating:
         """The tangents of the floating leaves, in their dtypes; those of others are not read.
 
         Raises:
+            TypeError: a tangent is no number, or boolean, or complex where the leaf is real.
             ValueError: the structures or the shapes differ.
         """
         try:
@@ -83,11 +84,16 @@ class Floating:
         for leaf, path, t, moves in zip(self._leaves, self._paths, given, self._moves, strict=True):
             if not moves:
                 continue
+            where = f" at {path}" if path else ""
+            if not is_number(t):
+                raise TypeError(f"`{name}` must hold arrays{where}, got {type(t).__name__}")
             if jnp.shape(leaf) != jnp.shape(t):
-                where = f" at {path}" if path else ""
                 raise ValueError(
                     f"`{name}` must have shape {jnp.shape(leaf)}{where}, got {jnp.shape(t)}"
                 )
+            if _kind(t) > _kind(leaf):
+                got = jnp.result_type(t).name
+                raise TypeError(f"`{name}` must be real{where}, got dtype {got}")
             chosen.append(jnp.asarray(t, jnp.result_type(leaf)))
         return chosen
 
@@ -116,6 +122,13 @@ class Floating:
 def is_number(leaf: Any) -> bool:
     """Whether a leaf is an array or a number, and no function or name."""
     return isinstance(leaf, _NUMBERS) or hasattr(leaf, "__jax_array__")
+
+
+def _kind(leaf: Any) -> int:
+    """How much a dtype takes: 0 real, 1 complex; 2 boolean, which no leaf takes."""
+    dtype = jnp.result_type(leaf)
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    return 2 if dtype == jnp.bool_ else int(is_complex)
 
 
 def _is_floating(leaf: Any) -> bool:

@@ -18,10 +18,12 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import (
     Axis,
+    as_array,
     as_index,
     as_real,
     broadcast_where,
     canonical_axes,
+    check_axis_name,
     wide,
     working_dtype,
 )
@@ -150,10 +152,11 @@ def cross_entropy_hessian(
         [[ 0.25 -0.25]
          [-0.25  0.25]]
     """
+    check_axis_name(axis_name)
     options = checked_options(label_smoothing, z_loss)
     x, labels, ignored, classes = checked_arguments(
         as_real("logits", logits),
-        jnp.asarray(labels),
+        as_array("labels", labels),
         as_index("axis", axis),
         where,
         None if ignore_index is None else as_index("ignore_index", ignore_index),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide
+from jaxsoftjac._checks import Axis, as_array, as_real, broadcast_where, canonical_axes, wide
 from jaxsoftjac._row_functions import log_softmax_rows, logsumexp_rows, softmax_rows
 from jaxsoftjac._rows import ClassAxes, nan_unless
 from jaxsoftjac._rules import compiled
@@ -180,7 +180,7 @@ def _checked(
     x: ArrayLike, axis: Axis, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array | None, ClassAxes]:
     x = as_real("x", x)
-    where = None if where is None else jnp.asarray(where)
+    where = None if where is None else as_array("where", where)
     return x, where, ClassAxes(canonical_axes(axis, x.ndim))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, ParamSpec
 import jax
 import jax.numpy as jnp
 
+from jaxsoftjac._checks import as_count, as_index, check_function
 from jaxsoftjac._trees import Floating, is_number
 
 __all__ = ["jacobian", "hessian", "hvp"]
@@ -118,6 +119,8 @@ def hvp(
         >>> print(jax.tree.map(float, hvp(loss)(at, along)))
         {'scale': 6.0, 'shift': 2.0}
     """
+    check_function("fun", fun)
+    argnums = _static_argnums(argnums)
 
     def product(*primals_and_tangents: Any, **shared: Any) -> Any:
         *primals, tangents = primals_and_tangents
@@ -132,15 +135,25 @@ def hvp(
     return product
 
 
+def _static_argnums(argnums: Argnums) -> Argnums:
+    """One position or several as Python ints."""
+    if isinstance(argnums, Sequence):
+        return tuple(as_index("argnums", i) for i in argnums)
+    return as_index("argnums", argnums)
+
+
 def _closed_over(
     fun: Callable[..., Any], argnums: Argnums, primals: Sequence[Any]
 ) -> tuple[Any, Callable[[Any], Any]]:
     """The arguments at `argnums`, and `fun` as a function of those alone."""
-    if isinstance(argnums, int):
-        chosen, at = (argnums,), primals[argnums]
-    else:
-        chosen = tuple(argnums)
-        at = tuple(primals[i] for i in chosen)
+    count = len(primals)
+    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if any(not -count <= i < count for i in chosen):
+        arguments = f"{count} positional arguments"
+        raise ValueError(
+            f"`argnums` must lie in [{-count}, {count}) for {arguments}, got {argnums}"
+        )
+    at = primals[argnums] if isinstance(argnums, int) else tuple(primals[i] for i in chosen)
 
     def of_chosen(at: Any) -> Any:
         arguments = list(primals)
@@ -159,8 +172,9 @@ def _per_example(
     batch_ndim: int,
 ) -> Callable[..., Any]:
     """The transform of `order` of `fun`, of each example."""
-    if batch_ndim < 0:
-        raise ValueError(f"`batch_ndim` must be ≥ 0, got {batch_ndim}")
+    check_function("fun", fun)
+    batch_ndim = as_count("batch_ndim", batch_ndim, 0)
+    argnums = _static_argnums(argnums)
 
     def derivative(*primals: Any, **shared: Any) -> Any:
         def each(*primals: Any) -> Any:

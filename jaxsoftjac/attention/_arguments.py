@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real
-from jaxsoftjac.attention._layout import AxisName
+from jaxsoftjac._checks import as_array, as_real
 
 
 def checked_operands(
@@ -44,7 +43,7 @@ def broadcastable(name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> jax
     """`bias` or `mask` with four axes, each of length 1 or as in [B, N, T, S]."""
     if x is None:
         return None
-    x = as_real(name, x) if name == "bias" else jnp.asarray(x)
+    x = as_real(name, x) if name == "bias" else as_array(name, x)
     if name == "mask" and x.dtype != jnp.bool_:
         raise TypeError(f"`mask` must be boolean, got dtype {x.dtype}")
     full = (1,) * (4 - x.ndim) + x.shape
@@ -57,7 +56,7 @@ def checked_lengths(name: str, x: ArrayLike | None, batch: int) -> jax.Array | N
     """Lengths as integers [B]."""
     if x is None:
         return None
-    x = jnp.asarray(x)
+    x = as_array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"`{name}` must be integers, got dtype {x.dtype}")
     if x.shape != (batch,):
@@ -94,14 +93,6 @@ def flag(name: str, x: object) -> bool:
     return bool(x)
 
 
-def checked_axis_name(x: AxisName | None) -> AxisName | None:
-    """The name of a mapped axis, or of several."""
-    names = x if isinstance(x, tuple) else (x,)
-    if x is not None and not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`axis_name` must name one mapped axis or several, got {x!r}")
-    return x
-
-
 def checked_dropout(
     rate: ArrayLike, key: jax.Array | None
 ) -> tuple[float | jax.Array, jax.Array] | None:
@@ -109,14 +100,22 @@ def checked_dropout(
     rate = scalar("dropout_rate", rate)
     if isinstance(rate, float) and not 0 <= rate < 1:
         raise ValueError(f"`dropout_rate` must lie in [0, 1), got {rate}")
-    if isinstance(rate, float) and rate == 0:
-        return None
+    drops = not (isinstance(rate, float) and rate == 0)
     if key is None:
-        raise ValueError(f"`dropout_key` must be a random key where `dropout_rate` is {rate}")
-    key = jnp.asarray(key)
+        if drops:
+            message = f"`dropout_key` must be a random key where `dropout_rate` is {rate}, got None"
+            raise ValueError(message)
+        return None
+    key = checked_key("dropout_key", key)
+    return (rate, key) if drops else None
+
+
+def checked_key(name: str, key: ArrayLike) -> jax.Array:
+    """A single random key, typed or raw."""
+    key = as_array(name, key)
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not is_typed and key.dtype != jnp.uint32:
-        raise TypeError(f"`dropout_key` must be a random key, got dtype {key.dtype}")
+        raise TypeError(f"`{name}` must be a random key, got dtype {key.dtype}")
     if key.ndim != (0 if is_typed else 1):
-        raise ValueError(f"`dropout_key` must be a single random key, got shape {key.shape}")
-    return rate, key
+        raise ValueError(f"`{name}` must be a single random key, got shape {key.shape}")
+    return key

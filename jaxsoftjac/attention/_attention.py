@@ -10,11 +10,10 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import wide
+from jaxsoftjac._checks import AxisName, check_axis_name, wide
 from jaxsoftjac._sharding import mesh_axes, over_mesh_slices
 from jaxsoftjac.attention._arguments import (
     broadcastable,
-    checked_axis_name,
     checked_dropout,
     checked_lengths,
     checked_operands,
@@ -24,7 +23,7 @@ from jaxsoftjac.attention._arguments import (
 )
 from jaxsoftjac.attention._blocks import attend
 from jaxsoftjac.attention._dropout import dropout_of
-from jaxsoftjac.attention._layout import AxisName, Fixed, Operands, Plan
+from jaxsoftjac.attention._layout import Fixed, Operands, Plan
 from jaxsoftjac.attention._plan import (
     band_of,
     first_key,
@@ -190,7 +189,7 @@ def dot_product_attention(
         raise ValueError(f"`implementation` must be None or 'xla', got {implementation!r}")
     B, (T, N), S = 1 if q.ndim == 3 else q.shape[0], q.shape[-3:-1], k.shape[-3]
     scale = None if scale is None else scalar("scale", scale)
-    axis_name = checked_axis_name(axis_name)
+    check_axis_name(axis_name)
     softcap = softcap_of(logit_softcap)
     plan = plan_of(
         q,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxsoftjac._checks import as_real
+from jaxsoftjac._checks import as_array, as_real
+from jaxsoftjac.attention._arguments import checked_key
 from jaxsoftjac.attention._attention import Causal, dot_product_attention
 
 
@@ -73,9 +74,11 @@ def as_flax_attention(
             "`query`, `key` and `value` must have as many axes as each other, 3 or more, "
             f"got {q.shape}, {k.shape} and {v.shape}"
         )
+    if dropout_rng is not None:
+        dropout_rng = checked_key("dropout_rng", dropout_rng)
     dtype = jnp.result_type(q, k, v) if dtype is None else dtype
     q, k, v = (x.astype(dtype) for x in (q, k, v))
-    mask = None if mask is None else jnp.asarray(mask).astype(bool)
+    mask = None if mask is None else as_array("mask", mask).astype(bool)
     batch = q.shape[:-3]
     q, k, v = (x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (q, k, v))
     o = dot_product_attention(
@@ -95,7 +98,7 @@ def _in_one_batch(name: str, x: ArrayLike | None, batch: tuple[int, ...]) -> jax
     """[..., n, t, s] with the batch axes as one, of length 1 where each of them has length 1."""
     if x is None:
         return None
-    x = jnp.asarray(x)
+    x = as_array(name, x)
     shape = (1,) * (len(batch) + 3 - x.ndim) + x.shape
     own = shape[:-3]
     if len(own) != len(batch) or any(n not in (1, m) for n, m in zip(own, batch, strict=True)):

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxsoftjac._checks import AxisName
 from jaxsoftjac.attention._dropout import Dropout
-
-AxisName = str | tuple[str, ...]
 
 
 class Operands(NamedTuple):

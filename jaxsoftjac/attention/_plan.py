@@ -81,7 +81,7 @@ def _block_sizes(block_size: int | tuple[int, int] | None, heads: int) -> tuple[
         queries = min(max(2**13 // max(heads, 1), 128), 1024)
         keys = min(max(2**20 // (queries * max(heads, 1)), 128), 256)
         return queries, 2 * keys, keys
-    queries, keys = _two_ints("block_size", block_size, 1)
+    queries, keys = two_ints("block_size", block_size, 1)
     return queries, keys, keys
 
 
@@ -90,7 +90,7 @@ def _even(length: int, size: int) -> int:
     return -(-length // max(-(-length // size), 1)) or 1
 
 
-def _two_ints(name: str, x: Any, least: int) -> tuple[int, int]:
+def two_ints(name: str, x: Any, least: int) -> tuple[int, int]:
     """One int for both, or two, of Python or NumPy."""
     text = f"`{name}` must be one or two ints ≥ {least}, got {x!r}"
     x = x.tolist() if isinstance(x, np.ndarray | np.generic) else x
@@ -125,7 +125,7 @@ def band_of(
         offset = 0
     before, after = (_EVERY_KEY,) * 2
     if window is not None:
-        before, after = (min(w, _EVERY_KEY) for w in _two_ints("local_window_size", window, 0))
+        before, after = (min(w, _EVERY_KEY) for w in two_ints("local_window_size", window, 0))
     return before - offset, (0 if is_causal else after) + offset
 
 

@@ -9,7 +9,7 @@ from jaxsoftjac.curvature._linearization import (
     Linearization,
     Model,
     add_scaled,
-    check_damping,
+    check_model,
     linearize,
 )
 from jaxsoftjac.curvature._objective import Head, Loss, Product, fisher_objective, objective_of
@@ -102,7 +102,7 @@ def gauss_newton_product(
         >>> print(product(jnp.zeros((1, 2)), *batch, jnp.array([[1.0, 0.0]])))
         [[ 0.25 -0.25]]
     """
-    check_damping(damping)
+    check_model(model, damping)
     top = objective_of(loss, head, options)
 
     def quadratic(params: Any, inputs: Any, labels: Any) -> tuple[jax.Array, Any, Product]:
@@ -144,7 +144,7 @@ def fisher_product(
         >>> print(product(jnp.zeros((1, 2)), jnp.ones((1, 1)), None, jnp.array([[1.0, 0.0]])))
         [[ 0.25 -0.25]]
     """
-    check_damping(damping)
+    check_model(model, damping)
     top = fisher_objective(head, options)
 
     def product(params: Any, inputs: Any, labels: Any, tangents: Any) -> Any:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import check_function, checked_number
 from jaxsoftjac._trees import Floating
 
 Model = Callable[[Any, Any], jax.Array]
@@ -43,7 +44,7 @@ def add_scaled(tree: Any, scale: ArrayLike, other: Any) -> Any:
     return jax.tree.map(lambda a, b: a + jnp.asarray(scale, a.dtype) * b, tree, other)
 
 
-def check_damping(damping: Any) -> None:
-    """Raises unless it is ≥ 0, or traced."""
-    if isinstance(damping, int | float) and not damping >= 0:
-        raise ValueError(f"`damping` must be ≥ 0, got {damping}")
+def check_model(model: Any, damping: ArrayLike = 0.0) -> None:
+    """Raises unless the model is a function, and the damping ≥ 0 or traced."""
+    check_function("model", model)
+    checked_number("damping", damping, "be ≥ 0", lambda damping: damping >= 0)

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxsoftjac._checks import wide
+from jaxsoftjac._checks import as_array, wide
 from jaxsoftjac.curvature._linearization import Model
 from jaxsoftjac.curvature._vocabulary_factor import VocabularyFactor
 from jaxsoftjac.functions import softmax
@@ -66,6 +66,10 @@ def objective_of(loss: Loss, head: Head | None, options: Mapping[str, Any]) -> O
         return _OnLogits(loss, options)
     if loss != "cross_entropy":
         raise ValueError(f'`loss` must be "cross_entropy" where `head` is given, got {loss!r}')
+    names = head if isinstance(head, tuple) else (head,)
+    if not callable(head) and not all(isinstance(name, str) for name in names):
+        message = "`head` must be one or two keys of the parameters or a function of them"
+        raise TypeError(f"{message}, got {head!r}")
     return _OnHidden(head, options)
 
 
@@ -96,12 +100,12 @@ class _OnLogits:
         return jnp.sum(shares.astype(losses.dtype) * losses)
 
     def hessian(self, z: jax.Array, labels: Any) -> Product:
+        labels = as_array("labels", labels) if self.kind == "cross_entropy" else labels
         jax.eval_shape(self.loss, z, labels)  # raises where they do not fit
         if self.kind != "cross_entropy" or set(self.options) - {"ignore_index", "weights"}:
             return jax.linearize(jax.grad(partial(self.loss, labels=labels)), z)[1]
         kept, shares = shares_of(z, labels, self.options)
         if jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-            labels = jnp.asarray(labels)
             outside = kept & ((labels < 0) | (labels >= z.shape[-1]))
             shares = jnp.where(outside, jnp.nan, shares)
         return _mean_softmax_hessian(z, kept, shares)

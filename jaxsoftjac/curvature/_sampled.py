@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import as_count
 from jaxsoftjac._trees import Floating
 from jaxsoftjac.curvature._linearization import (
     Linearization,
     Model,
     add_scaled,
-    check_damping,
+    check_model,
     linearize,
 )
 from jaxsoftjac.curvature._objective import Head, Objective, fisher_objective, shares_of
@@ -90,9 +91,8 @@ def sampled_fisher_product(
         >>> print(product(*arguments, jnp.array([[1.0, 0.0]])).shape)
         (1, 2)
     """
-    if samples < 1:
-        raise ValueError(f"`samples` must be ≥ 1, got {samples}")
-    check_damping(damping)
+    samples = as_count("samples", samples, 1)
+    check_model(model, damping)
     top = fisher_objective(head, options)
 
     def product(params: Any, inputs: Any, key: jax.Array, tangents: Any, labels: Any = None) -> Any:
@@ -147,6 +147,7 @@ def gauss_newton_diagonal(
         >>> print(jnp.round(diagonal(jnp.zeros((1, 2)), jnp.ones((1, 1))), 3))
         [[0.25 0.25]]
     """
+    check_model(model)
     top = fisher_objective(head, options)
     if samples is None:
         if head is not None:
@@ -156,12 +157,11 @@ def gauss_newton_diagonal(
             return _exact_diagonal(model, params, inputs, labels, options)
 
         return exact
-    if samples < 1:
-        raise ValueError(f"`samples` must be ≥ 1 or None, got {samples}")
+    count = as_count("samples", samples, 1)
 
     def diagonal(params: Any, inputs: Any, key: jax.Array, labels: Any = None) -> Any:
         line = linearize(lambda p: top.outputs(model, p, inputs), params)
-        return line.params.derivatives(sampled_diagonal(top, line, labels, key, samples))
+        return line.params.derivatives(sampled_diagonal(top, line, labels, key, count))
 
     return diagonal
 

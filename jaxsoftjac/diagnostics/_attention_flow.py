@@ -48,7 +48,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, wide
+from jaxsoftjac._checks import as_array, as_count, as_real, wide
+from jaxsoftjac.attention._arguments import flag, scalar
+from jaxsoftjac.attention._plan import softcap_of, two_ints
 from jaxsoftjac.diagnostics._flow import GradientFlow, gradient_flow
 
 _BLOCK_ELEMENTS = 2**20  # of logits at a time, where one query of all heads has fewer
@@ -104,24 +106,27 @@ def attention_flow(
     q, k = _heads(query, key)
     lead, (T, N, H), S = q.shape[:-3], q.shape[-3:], k.shape[-3]
     bias = None if bias is None else _like_map("bias", as_real("bias", bias), (*lead, N, T, S))
-    mask = None if mask is None else _like_map("mask", jnp.asarray(mask), (*lead, N, T, S))
+    mask = None if mask is None else _like_map("mask", as_array("mask", mask), (*lead, N, T, S))
     lengths = (
         _lengths("query_seq_lengths", query_seq_lengths, lead),
         _lengths("key_value_seq_lengths", key_value_seq_lengths, lead),
     )
-    _require_positive(logit_softcap=logit_softcap, block_size=block_size)
-    scale = 1 / math.sqrt(H) if scale is None else scale
+    softcap, is_causal = softcap_of(logit_softcap), flag("is_causal", is_causal)
+    factor = 1 / math.sqrt(H) if scale is None else scalar("scale", scale)
+    block_size = None if block_size is None else as_count("block_size", block_size, 1)
+    window = local_window_size
+    window = None if window is None else two_ints("local_window_size", window, 0)
     size = min(T, block_size or max(1, _BLOCK_ELEMENTS // max(1, math.prod(lead) * N * S)))
 
     def block(start: jax.Array) -> GradientFlow:
         t = jnp.minimum(start + jnp.arange(size), T - 1)
-        logits = scale * _products(jnp.take(q, t, axis=-3), k)
-        if logit_softcap is not None:
-            logits = logit_softcap * jnp.tanh(logits / logit_softcap)
+        logits = factor * _products(jnp.take(q, t, axis=-3), k)
+        if softcap is not None:
+            logits = softcap * jnp.tanh(logits / softcap)
         if bias is not None:
             logits += jnp.broadcast_to(_at(t, bias), logits.shape).astype(logits.dtype)
         where = jnp.ones(logits.shape, bool)
-        for condition in _conditions(t, S, mask, is_causal, local_window_size, *lengths):
+        for condition in _conditions(t, S, mask, is_causal, window, *lengths):
             where &= jnp.broadcast_to(condition, where.shape)
         return gradient_flow(logits, where=where)
 
@@ -143,7 +148,7 @@ def _conditions(
     S: int,
     mask: jax.Array | None,
     is_causal: bool,
-    window: int | tuple[int, int] | None,
+    window: tuple[int, int] | None,
     query_lengths: jax.Array | None,
     key_lengths: jax.Array | None,
 ) -> Iterator[jax.Array]:
@@ -154,7 +159,7 @@ def _conditions(
     if is_causal:
         yield columns <= rows
     if window is not None:
-        left, right = (window, window) if isinstance(window, int) else window
+        left, right = window
         yield (columns >= rows - left) & (columns <= rows + right)
     if query_lengths is not None:
         yield jnp.less(*jnp.broadcast_arrays(rows, query_lengths))
@@ -205,15 +210,9 @@ def _lengths(name: str, lengths: ArrayLike | None, lead: tuple[int, ...]) -> jax
     """Sequence lengths as [..., 1, 1, 1]."""
     if lengths is None:
         return None
-    lengths = jnp.asarray(lengths)
+    lengths = as_array(name, lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"`{name}` must be integers, got dtype {lengths.dtype.name}")
     if lengths.shape != lead:
         raise ValueError(f"`{name}` must have shape {lead}, got {lengths.shape}")
     return lengths.astype(jnp.result_type(int))[..., None, None, None]
-
-
-def _require_positive(**options: float | None) -> None:
-    for name, option in options.items():
-        if option is not None and not option > 0:
-            raise ValueError(f"`{name}` must be positive, got {option}")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, canonical_axes, wide
+from jaxsoftjac._checks import Axis, as_real, canonical_axes, checked_number, wide
 from jaxsoftjac.diagnostics._flow import GradientFlow, gradient_flow
 
 
@@ -76,8 +76,8 @@ def summarize(
         0.5 [0.   0.   0.   0.25 0.25]
     """
     axes = canonical_axes(axis, flow.classes.ndim)
-    if not all(0 <= level <= 1 for level in levels):
-        raise ValueError(f"`levels` must lie in [0, 1], got {levels}")
+    for level in levels:
+        checked_number("levels", level, "lie in [0, 1]", lambda p: 0 <= p <= 1)
     counted = (flow.classes >= 2) | jnp.isnan(flow.entropy)
     rows = jnp.sum(counted, axis=axes)
 

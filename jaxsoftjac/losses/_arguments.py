@@ -1,16 +1,22 @@
 """The checked arguments of losses: labels, and what is mixed into the plain cross-entropy."""
 
 import math
-from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide
+from jaxsoftjac._checks import (
+    Axis,
+    as_array,
+    as_real,
+    broadcast_where,
+    canonical_axes,
+    checked_number,
+    wide,
+)
 from jaxsoftjac._rows import ClassAxes, class_logits, in_range
 
 Reduction = Literal["none", "sum", "mean"]
@@ -98,7 +104,7 @@ def checked_arguments(
     Integer labels have length 1 on the class axis. What is ignored has label 0 and logits 0.
     """
     x, classes = class_logits("logits", logits, axis, where, axis_name)
-    labels = jnp.asarray(labels)
+    labels = as_array("labels", labels)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         ignored = is_ignored(labels, ignore_index)
         labels = integer_labels(labels, x.shape, classes.axes[0])
@@ -161,22 +167,6 @@ def checked_options(label_smoothing: ArrayLike, z_loss: ArrayLike) -> LossOption
     s = checked_number("label_smoothing", label_smoothing, "lie in [0, 1]", lambda s: 0 <= s <= 1)
     z = checked_number("z_loss", z_loss, "be ≥ 0 and finite", lambda z: 0 <= z < np.inf)
     return LossOptions(s, z)
-
-
-def checked_number(
-    name: str, value: ArrayLike, expected: str, holds: Callable[[float], bool]
-) -> float | jax.Array:
-    """A Python float of a Python or NumPy number; what is a JAX array stays one."""
-    if np.shape(value) != ():
-        raise ValueError(f"`{name}` must be a number, got shape {np.shape(value)}")
-    if isinstance(value, Tracer):
-        return as_real(name, value)
-    known = np.asarray(value)
-    if known.dtype.kind not in "iuf" and known.dtype != jnp.bfloat16:
-        raise TypeError(f"`{name}` must be a real number, got {type(value).__name__}")
-    if not holds(float(known)):
-        raise ValueError(f"`{name}` must {expected}, got {value}")
-    return as_real(name, value) if isinstance(value, jax.Array) else float(known)
 
 
 def check_reduction(value: str) -> None:

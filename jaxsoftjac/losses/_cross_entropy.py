@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_axis, as_index, as_real, wide
+from jaxsoftjac._checks import Axis, as_array, as_axis, as_index, as_real, check_axis_name, wide
 from jaxsoftjac._rows import ClassAxes, in_range, nan_unless
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.losses._arguments import (
@@ -84,11 +84,12 @@ def cross_entropy(
     4.6567
     """
     check_reduction(reduction)
+    check_axis_name(axis_name)
     known, traced = checked_options(label_smoothing, z_loss).split()
     return _cross_entropy(
         as_real("logits", logits),
-        jnp.asarray(labels),
-        None if where is None else jnp.asarray(where),
+        as_array("labels", labels),
+        None if where is None else as_array("where", where),
         None if weights is None else as_real("weights", weights),
         None if class_weights is None else as_real("class_weights", class_weights),
         traced,

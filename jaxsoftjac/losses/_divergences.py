@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_index, as_real, wide
+from jaxsoftjac._checks import as_array, as_index, as_real, wide
 from jaxsoftjac._row_functions import log1p_rest, softmax_rows, top_probability
 from jaxsoftjac._rows import (
     LOWEST,
@@ -53,7 +53,7 @@ def entropy(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
     >>> print(f"{jnp.exp(entropy(jnp.zeros(5))):.4f} classes")
     5.0000 classes
     """
-    where = None if where is None else jnp.asarray(where)
+    where = None if where is None else as_array("where", where)
     return _checked_entropy(as_real("logits", logits), where, axis=as_index("axis", axis))
 
 
@@ -98,7 +98,7 @@ def kl_divergence(
     9.83e-08
     """
     logits, target_logits = as_real("logits", logits), as_real("target_logits", target_logits)
-    where = None if where is None else jnp.asarray(where)
+    where = None if where is None else as_array("where", where)
     return _checked_kl(logits, target_logits, where, axis=as_index("axis", axis))
 
 

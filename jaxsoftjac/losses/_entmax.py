@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_index, as_real, canonical_axes, wide
+from jaxsoftjac._checks import as_array, as_index, as_real, canonical_axes, wide
 from jaxsoftjac._rows import ClassAxes, depth, in_range, is_label, nan_unless, top_of
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.losses._arguments import checked_arguments
@@ -72,8 +72,8 @@ def entmax_loss(
     known, traced = (of_rows, None) if isinstance(of_rows, float) else (None, of_rows)
     return _entmax_loss(
         x,
-        jnp.asarray(labels),
-        None if where is None else jnp.asarray(where),
+        as_array("labels", labels),
+        None if where is None else as_array("where", where),
         traced,
         alpha=known,
         axis=axes[0],

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_index, as_real
+from jaxsoftjac._checks import as_array, as_index, as_real, check_axis_name
 from jaxsoftjac._rules import compiled
 from jaxsoftjac._sharding import mesh_axes, over_mesh_slices
 from jaxsoftjac.losses._arguments import (
@@ -124,10 +124,11 @@ def linear_cross_entropy(
     [0.31 0.13]
     """
     check_reduction(reduction)
+    check_axis_name(axis_name)
     known, traced = checked_options(label_smoothing, z_loss).split()
     return _linear_cross_entropy(
         as_arrays(hidden, kernel, bias, logit_softcap),
-        jnp.asarray(labels),
+        as_array("labels", labels),
         None if weights is None else as_real("weights", weights),
         None if class_weights is None else as_real("class_weights", class_weights),
         traced,
@@ -236,12 +237,13 @@ def linear_cross_entropy_gauss_newton(
     [[ 0.25 -0.25]]
     """
     check_reduction(reduction)
+    check_axis_name(axis_name)
     known, traced = checked_options(label_smoothing, z_loss).split()
     operands = as_arrays(hidden, kernel, bias, logit_softcap)
     return _gauss_newton(
         operands,
         checked_tangents(tangents, operands),
-        jnp.asarray(labels),
+        as_array("labels", labels),
         None if weights is None else as_real("weights", weights),
         None if class_weights is None else as_real("class_weights", class_weights),
         traced,

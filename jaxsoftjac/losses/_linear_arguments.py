@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, same_shape
+from jaxsoftjac._checks import as_real, checked_number, same_shape
 from jaxsoftjac._rows import first_class, nan_unless
 from jaxsoftjac.losses._arguments import (
     LossOptions,
     Reduction,
-    checked_number,
     integer_labels,
     is_ignored,
 )
@@ -172,7 +171,8 @@ def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Opera
     hidden, (kernel, bias) = operands.shared.hidden, operands.head
     at = {"hidden": hidden, "kernel": kernel} | ({} if bias is None else {"bias": bias})
     if not isinstance(tangents, tuple | list) or len(tangents) != len(at):
-        raise ValueError(f"`tangents` must be a tuple of {len(at)} arrays, for {tuple(at)}")
+        got = f"{len(tangents)}" if isinstance(tangents, tuple | list) else type(tangents).__name__
+        raise ValueError(f"`tangents` must be a tuple of {len(at)} arrays, {tuple(at)}, got {got}")
     checked = {}
     for (name, a), tangent in zip(at.items(), tangents, strict=True):
         t = as_real(f"tangents ({name})", tangent).astype(a.dtype)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real
+from jaxsoftjac._checks import as_array, as_real
 
 
 def checked_sigma(sigma: ArrayLike) -> jax.Array:
     """Probabilities as a floating array [..., K]."""
-    sigma = jnp.asarray(sigma)
+    sigma = as_array("sigma", sigma)
     if not jnp.issubdtype(sigma.dtype, jnp.floating):
         raise TypeError(f"`sigma` must be floating, got dtype {sigma.dtype.name}")
     if sigma.ndim == 0:

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import working_dtype
+from jaxsoftjac._checks import as_index, checked_number, working_dtype
 from jaxsoftjac._trees import Floating
 
 Schedule = ArrayLike | Callable[[Any], Any]
@@ -22,11 +21,10 @@ def at_step(value: Schedule, step: jax.Array) -> ArrayLike:
 
 
 def check_least(least: float, **options: Any) -> None:
-    """Raises where an option that is a known number is less."""
+    """Raises where an option is no number, or a known one that is less."""
     for name, value in options.items():
-        is_known = isinstance(value, int | float | np.ndarray | np.generic)
-        if is_known and np.any(~(np.asarray(value) >= least)):
-            raise ValueError(f"`{name}` must be ≥ {least}, got {value}")
+        if not callable(value):  # a schedule
+            checked_number(name, value, f"be ≥ {least}", lambda number: number >= least)
 
 
 def check_given(**arguments: Any) -> None:
@@ -38,7 +36,9 @@ def check_given(**arguments: Any) -> None:
 
 def loss_options(ignore_index: int | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
     """The options of the loss."""
-    ignored = {} if ignore_index is None else {"ignore_index": ignore_index}
+    ignored = (
+        {} if ignore_index is None else {"ignore_index": as_index("ignore_index", ignore_index)}
+    )
     return {**(options or {}), **ignored}
 
 

@@ -9,8 +9,8 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import wide
-from jaxsoftjac.curvature._linearization import Model, linearize
+from jaxsoftjac._checks import as_count, wide
+from jaxsoftjac.curvature._linearization import Model, check_model, linearize
 from jaxsoftjac.curvature._objective import Head, Objective, fisher_objective
 from jaxsoftjac.curvature._sampled import sampled_diagonal
 from jaxsoftjac.optimizers._arguments import (
@@ -103,7 +103,10 @@ def diagonal_gauss_newton(
         >>> print(optimizer.update(gradient, state, kernel, inputs=jnp.ones((1, 1)))[0])
         [[ 0.1 -0.1]]
     """
-    check_least(1, every=every, samples=samples)
+    check_least(1, every=every)
+    check_least(0, b1=b1, b2=b2, scale=scale, threshold=threshold, eps=eps)
+    check_model(model)
+    samples = as_count("samples", samples, 1)
     top = fisher_objective(head, loss_options(ignore_index, None))
     chosen = _Options(learning_rate, b1, b2, scale, threshold, every, samples, eps, seed)
     update: Any = partial(_update, model, top, chosen)

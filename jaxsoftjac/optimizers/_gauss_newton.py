@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import wide
-from jaxsoftjac.curvature._linearization import Linearization, Model, linearize
+from jaxsoftjac._checks import as_count, wide
+from jaxsoftjac.curvature._linearization import Linearization, Model, check_model, linearize
 from jaxsoftjac.curvature._objective import Head, Loss, Objective, objective_of
 from jaxsoftjac.curvature._sampled import sampled_diagonal
 from jaxsoftjac.optimizers._arguments import (
@@ -116,7 +116,9 @@ def gauss_newton_cg(
     """
     check_least(0, cg_tolerance=cg_tolerance, warm_start=warm_start)
     check_least(0, damping=damping, min_damping=min_damping, max_damping=max_damping)
-    check_least(1, cg_iterations=cg_iterations, samples=1 if samples is None else samples)
+    check_least(1, cg_iterations=cg_iterations)
+    check_model(model)
+    samples = None if samples is None else as_count("samples", samples, 1)
     top = objective_of(loss, head, loss_options(ignore_index, options))
     chosen = Options(
         learning_rate,

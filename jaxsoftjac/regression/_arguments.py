@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, wide
+from jaxsoftjac._checks import as_array, as_count, as_real, checked_number, wide
 
 Solver = Literal["newton-cg", "newton-cholesky", "lbfgs"]
 
@@ -26,6 +26,7 @@ def checked_data(
     if x.ndim != 2:
         raise ValueError(f"`features` must have shape (examples, features), got {x.shape}")
     _check_values("features", x)
+    num_classes = None if num_classes is None else as_count("num_classes", num_classes, 1)
     labels, num_classes = _checked_labels(labels, x.shape[0], num_classes)
     weights = jnp.ones(x.shape[:1], x.dtype) if weights is None else as_real("weights", weights)
     if weights.shape != x.shape[:1]:
@@ -40,13 +41,11 @@ def check_options(solver: str, *, l2: Any, tol: Any, max_iterations: Any) -> Non
     """Raises where an option is out of range."""
     if solver not in get_args(Solver):
         raise ValueError(f"`solver` must be one of {', '.join(get_args(Solver))}, got {solver!r}")
-    for name, value in (("l2", l2), ("tol", tol), ("max_iterations", max_iterations)):
-        if value is None or not _is_known(value):
-            continue
-        if np.shape(value) != ():
-            raise ValueError(f"`{name}` must be a number, got shape {np.shape(value)}")
-        if not 0 <= float(value) < float("inf"):
-            raise ValueError(f"`{name}` must be ≥ 0 and finite, got {value}")
+    for name, value in (("l2", l2), ("tol", tol)):
+        if value is not None and _is_known(value):
+            checked_number(name, value, "be ≥ 0 and finite", lambda v: 0 <= v < np.inf)
+    if max_iterations is not None:
+        as_count("max_iterations", max_iterations, 0)
 
 
 def checked_path(l2: ArrayLike) -> jax.Array:
@@ -62,7 +61,7 @@ def _checked_labels(
     labels: ArrayLike, count: int, num_classes: int | None
 ) -> tuple[jax.Array, int]:
     if not _is_known(labels) or isinstance(labels, jax.Array):
-        labels = jnp.asarray(labels)
+        labels = as_array("labels", labels)
     else:
         labels = _as_numbers(labels)
     has_rows = jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2

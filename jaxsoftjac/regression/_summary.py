@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.special import erfc, ndtri
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import as_index, checked_number
 from jaxsoftjac.regression._arguments import checked_data
 from jaxsoftjac.regression._fit import FittedRegression
 from jaxsoftjac.regression._scaling import scaled
@@ -98,8 +99,9 @@ def summarise_softmax_regression(
     """
     K = fit.bias.shape[0]
     x, labels, weights, _ = checked_data(features, labels, weights, K)
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must lie in (0, 1), got {confidence}")
+    checked_number("confidence", confidence, "lie in (0, 1)", lambda p: 0 < p < 1)
+    checked_number("l2", l2, "be ≥ 0 and finite", lambda l2: 0 <= l2 < float("inf"))
+    reference = None if reference is None else as_index("reference", reference)
     if reference is not None and not 0 <= reference < K:
         raise ValueError(f"`reference` must lie in [0, {K}) or be None, got {reference}")
     kernel, bias = (jnp.asarray(a, x.dtype) for a in (fit.kernel, fit.bias))

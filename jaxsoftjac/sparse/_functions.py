@@ -8,7 +8,15 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide, working_dtype
+from jaxsoftjac._checks import (
+    Axis,
+    as_array,
+    as_real,
+    broadcast_where,
+    canonical_axes,
+    wide,
+    working_dtype,
+)
 from jaxsoftjac._row_functions import softmax_rows
 from jaxsoftjac._rows import ClassAxes, nan_unless
 from jaxsoftjac._rules import compiled, recomputed
@@ -71,7 +79,7 @@ def entmax(
     classes = ClassAxes(canonical_axes(axis, x.ndim))
     of_rows = checked_alpha(alpha, x, classes)
     known, traced = (of_rows, None) if isinstance(of_rows, float) else (None, of_rows)
-    where = None if where is None else jnp.asarray(where)
+    where = None if where is None else as_array("where", where)
     return _entmax(x, traced, where, alpha=known, classes=classes)
 
 

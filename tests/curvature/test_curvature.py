@@ -223,7 +223,7 @@ def test_one_sample_is_a_semi_definite_matrix_of_low_rank():
         (lambda: gauss_newton_product(model, damping=-1.0), "`damping` must be ≥ 0, got -1.0"),
         (lambda: sampled_fisher_product(model, damping=-1.0), "`damping` must be ≥ 0"),
         (lambda: sampled_fisher_product(model, samples=0), "`samples` must be ≥ 1, got 0"),
-        (lambda: gauss_newton_diagonal(model, samples=0), "`samples` must be ≥ 1 or None"),
+        (lambda: gauss_newton_diagonal(model, samples=0), "`samples` must be ≥ 1, got 0"),
         (
             lambda: gauss_newton_product(model)(PARAMS, INPUTS, LABELS[1:], TANGENTS),
             r"`labels` must have shape \(6,\), got \(5,\)",

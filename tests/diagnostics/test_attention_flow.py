@@ -200,8 +200,8 @@ def test_an_equinox_model_is_read_and_not_changed():
         ({"mask": np.ones((T, S))}, TypeError, "`mask` must be boolean, got dtype float"),
         ({"mask": MASK[..., :3]}, ValueError, r"`mask` must broadcast .*\(2, 4, 5, 6\)"),
         ({"bias": BIAS[None, None].repeat(3, 0)}, ValueError, "`bias` must broadcast"),
-        ({"block_size": 0}, ValueError, "`block_size` must be positive, got 0"),
-        ({"logit_softcap": -1.0}, ValueError, "`logit_softcap` must be positive"),
+        ({"block_size": 0}, ValueError, "`block_size` must be ≥ 1, got 0"),
+        ({"logit_softcap": -1.0}, ValueError, "`logit_softcap` must be > 0 or None, got -1.0"),
         ({"query_seq_lengths": np.ones(B)}, TypeError, "`query_seq_lengths` must be integers"),
         (
             {"key_value_seq_lengths": np.array([1])},
