@@ -128,7 +128,8 @@ penalty and the same attributes:
 >>> print(f"{ours.score(x, y):.2f}", float(abs(ours.coef_ - theirs.coef_).max()) < 1e-4)
 0.97 True
 
-`jaxsoftjac.regression.fit_softmax_regression` is the same fit as a function of arrays, and
-`jaxsoftjac.regression.summarise_softmax_regression` says how sure it is of each coefficient:
-standard errors, z, p and intervals, which scikit-learn does not compute.
+`jaxsoftjac.regression.fit_softmax_regression` is the same fit as a function of arrays. It also
+says how sure it is, which scikit-learn does not:
+`jaxsoftjac.regression.summarise_softmax_regression` of each coefficient (standard errors, z, p and
+intervals), `jaxsoftjac.regression.softmax_regression_intervals` of each predicted probability.
 """

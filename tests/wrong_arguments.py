@@ -91,6 +91,9 @@ CALLS = {
     "softmax_hessian": Call(jsj.softmax_hessian, ROWS),
     "softmax_jacobian": Call(jsj.softmax_jacobian, ROWS),
     "softmax_jvp": Call(jsj.softmax_jvp, {"tangent": X, "sigma": P}),
+    "softmax_regression_intervals": Call(
+        regression.softmax_regression_intervals, DATA | {"fit": FIT, "new_features": HIDDEN[:2]}
+    ),
     "softmax_regression_path": Call(
         regression.softmax_regression_path, DATA | {"l2": np.ones(2), "num_classes": 3}
     ),
@@ -131,6 +134,7 @@ WRONG = {
     "hidden": ARRAY,
     "kernel": ARRAY,
     "features": ARRAY,
+    "new_features": ARRAY,
     "query": ARRAY,
     "key": ARRAY,
     "value": ARRAY,

@@ -17,12 +17,15 @@ from jaxsoftjac.regression._fit import (
     fit_softmax_regression,
     softmax_regression_path,
 )
+from jaxsoftjac.regression._intervals import PredictionIntervals, softmax_regression_intervals
 from jaxsoftjac.regression._summary import RegressionSummary, summarise_softmax_regression
 
 __all__ = [
     "FittedRegression",
+    "PredictionIntervals",
     "RegressionSummary",
     "fit_softmax_regression",
+    "softmax_regression_intervals",
     "softmax_regression_path",
     "summarise_softmax_regression",
 ]

@@ -1,10 +1,40 @@
 """Standard errors of coefficients, from the inverse of the Hessian times Σw: ∞ if it has none."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from jaxsoftjac.regression._scaling import Scaling
 from jaxsoftjac.regression._steps import Problem, class_differences, dense_hessian
+
+
+class Covariance(NamedTuple):
+    """That of θ in `class_differences`, by the eigenvectors of the Hessian."""
+
+    vectors: jax.Array  # [K − 1, D, (K − 1)·D], D with the bias
+    variances: jax.Array  # along each of them, 0 where it is open
+    is_open: jax.Array  # the null space of the Hessian, to rounding
+
+    def deviations(self, functionals: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Standard deviations of linear functionals, [F, …] along the vectors, of `lengths` [F].
+
+        One that reaches into the null space has the deviation ∞.
+        """
+        along = jnp.sum(jnp.where(self.is_open[None], functionals**2, 0), axis=-1)
+        slack = jnp.finfo(functionals.dtype).eps ** 0.5 * lengths**2
+        variance = jnp.sum(functionals**2 * self.variances[None], axis=-1)
+        return jnp.where(along > slack, jnp.inf, jnp.sqrt(variance))
+
+
+def covariance_of(problem: Problem, theta: jax.Array, total: jax.Array) -> Covariance:
+    """The inverse of Σw times the Hessian at θ. `total` is Σw."""
+    n, D = theta.shape[0] - 1, theta.shape[1]
+    values, vectors = jnp.linalg.eigh(dense_hessian(problem, theta))
+    open_below = n * D * jnp.finfo(theta.dtype).eps * jnp.max(values, initial=0)
+    is_open = values <= open_below
+    variances = jnp.where(is_open, 0, 1 / jnp.where(is_open, 1, values * total))
+    return Covariance(vectors.reshape(n, D, n * D), variances, is_open)
 
 
 def standard_errors(
@@ -23,25 +53,17 @@ def standard_errors(
     """
     basis, D = class_differences(theta), theta.shape[1]
     classes = basis if contrasts is None else basis @ contrasts
-    n = basis.shape[0]
-    values, vectors = jnp.linalg.eigh(dense_hessian(problem, theta))
-    open_below = n * D * jnp.finfo(theta.dtype).eps * jnp.max(values, initial=0)
-    is_open = values <= open_below
-    inverse = jnp.where(is_open, 0, 1 / jnp.where(is_open, 1, values * total))
-    vectors = vectors.reshape(n, D, n * D)
+    covariance = covariance_of(problem, theta, total)
     to_bias = jnp.append(-scaling.mean * scaling.factor, scaling.bias_factor)
     varies = scaling.factor > 0
 
     def deviation(of_class: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Standard deviations of θ, [D], and of the bias, of one class."""
-        rows = jnp.einsum("a,adm->dm", of_class, vectors, precision="highest")
+        rows = jnp.einsum("a,adm->dm", of_class, covariance.vectors, precision="highest")
         functionals = jnp.append(rows, (to_bias @ rows)[None], axis=0)
         size = jnp.linalg.norm(of_class)
         lengths = size * jnp.append(jnp.ones(D, theta.dtype), jnp.linalg.norm(to_bias))
-        along = jnp.sum(jnp.where(is_open[None], functionals**2, 0), axis=1)
-        slack = jnp.finfo(theta.dtype).eps ** 0.5 * lengths**2
-        variance = jnp.sum(functionals**2 * inverse[None], axis=1)
-        result = jnp.where(along > slack, jnp.inf, jnp.sqrt(variance))
+        result = covariance.deviations(functionals, lengths)
         return result[:-1], result[-1]
 
     of_theta, of_bias = jax.vmap(deviation, in_axes=1, out_axes=-1)(classes)
