@@ -23,7 +23,6 @@ OF_COMPILED_PROGRAMS = {
     "test_attention",
     "test_attention_accuracy",
     "test_attention_scores",
-    "test_benchmarks",
     "test_cluster",
     "test_composition",
     "test_cross_entropy",
@@ -50,6 +49,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in OF_COMPILED_PROGRAMS:
             item.add_marker("as_compiled")
+    # What takes long begins first: at the end, one worker would finish it alone.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_collection_finish():

@@ -16,6 +16,8 @@ from jaxsoftjac.curvature import (
 )
 from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg, natural_gradient
 
+pytestmark = pytest.mark.once
+
 random = np.random.default_rng(0)
 PARAMS = {"first": jnp.asarray(random.normal(size=(4, 5)), WIDE)}
 PARAMS["kernel"] = jnp.asarray(random.normal(size=(5, 3)), WIDE)
@@ -120,7 +122,6 @@ def test_samples_are_of_the_kept_mean(head):
             assert 1e-4 < np.linalg.norm(a - e) / np.linalg.norm(e) < 0.06  # about 1/√3000
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("make", [gauss_newton_cg, natural_gradient, "diagonal"])
 @pytest.mark.parametrize("head", [None, "kernel"])
 def test_optimizers_step_by_the_kept_examples(make, head):

@@ -18,6 +18,8 @@ from jaxsoftjac.curvature import (
 from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg
 from jaxsoftjac.transforms import hessian, hvp, jacobian
 
+pytestmark = pytest.mark.once
+
 random = np.random.default_rng(0)
 INPUTS = jnp.asarray(random.normal(size=(6, 4)), WIDE)
 LABELS = random.integers(0, 3, size=6)
@@ -135,7 +137,6 @@ def test_an_equinox_module():
     assert moved.activation is module.activation
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("make", [gauss_newton_cg, lambda model: diagonal_gauss_newton(model, 0.1)])
 def test_optimizers_leave_integers_alone(make):
     params = {"kernel": PLAIN["kernel"], "columns": PARAMS["columns"], "nothing": None}

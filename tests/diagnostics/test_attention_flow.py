@@ -14,6 +14,8 @@ from helpers import quick_jit
 
 from jaxsoftjac.diagnostics import attention_flow, gradient_flow
 
+pytestmark = pytest.mark.once
+
 B, T, S, N, G, H = 2, 5, 6, 4, 2, 3
 RANDOM = np.random.default_rng(0)
 QUERY = 2 * RANDOM.normal(size=(B, T, N, H)).astype(np.float32)
@@ -77,7 +79,6 @@ def test_the_masks_are_those_of_jax():
     np.testing.assert_array_equal(classes[:, 0], (weights[:, :, 0] > 0).sum(-1))
 
 
-@pytest.mark.once
 def test_leading_axes_are_layers_and_batches_are_optional():
     causal = functools.partial(attention_flow, is_causal=True)
 
@@ -91,7 +92,6 @@ def test_leading_axes_are_layers_and_batches_are_optional():
     chex.assert_trees_all_close(single, jax.tree.map(lambda a: a[0], flow), rtol=1e-5)
 
 
-@pytest.mark.once
 def test_no_map_is_formed():
     n = 2048  # the map is 16 times as large as all that a block of 16 queries needs
     q = jax.ShapeDtypeStruct((1, n, 2, 4), jnp.float32)
@@ -115,7 +115,6 @@ class Blocks(nnx.Module):
         return x
 
 
-@pytest.mark.once
 def test_an_nnx_model_is_read_and_not_changed():
     model, attend = Blocks(nnx.Rngs(0)), jax.nn.dot_product_attention
     x = RANDOM.normal(size=(B, T, 8)).astype(np.float32)
@@ -151,7 +150,6 @@ class Residual(eqx.Module):
         return x + self.attention(x, x, x, jnp.tril(jnp.ones((T, T), bool)))
 
 
-@pytest.mark.once
 def test_an_equinox_model_is_read_and_not_changed():
     attend, weights_of = eqx.nn.MultiheadAttention.__call__, jax.nn.softmax
     model = Residual(eqx.nn.MultiheadAttention(N, 8, dtype=jnp.float32, key=jax.random.key(0)))

@@ -10,6 +10,8 @@ from helpers import WIDE, quick_jit
 
 from jaxsoftjac.regression import fit_softmax_regression
 
+pytestmark = pytest.mark.once
+
 SOLVERS = ["newton-cg", "newton-cholesky", "lbfgs"]
 N, D, K = 60, 3, 3
 random = np.random.default_rng(1)
@@ -148,7 +150,6 @@ def test_no_features(solver):
     np.testing.assert_allclose(result.bias, shares - shares.mean(), atol=1e-5)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
