@@ -1,7 +1,8 @@
 """Measurements of J = diag(σ) − σσᵀ on given logits: pure array functions, nothing is printed.
 
 `verify_jacobian_properties` and `probe_jacobian_properties` ask whether J is what it should be;
-`gradient_flow`, its `temperature_sweep` and its `attention_flow` what J does to gradients.
+`gradient_flow`, its `temperature_sweep` and its `attention_flow` what J does to gradients. With
+`alpha` they measure the J of α-entmax, diag(s) − ssᵀ/Σs with s = p^{2−α}.
 
 >>> import jax.numpy as jnp
 >>> flow = gradient_flow(jnp.array([2.0, 1.0, 0.5, -0.5]))

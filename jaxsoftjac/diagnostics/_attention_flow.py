@@ -68,12 +68,14 @@ def attention_flow(
     key_value_seq_lengths: ArrayLike | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     logit_softcap: float | None = None,
+    alpha: ArrayLike = 1.0,
     block_size: int | None = None,
 ) -> GradientFlow:
     """The gradient flow through each row of softmax(scale·QKᵀ + bias), by blocks of queries.
 
-    The options mean what they mean in jax.nn.dot_product_attention; stacked layers may be leading
-    axes. A query that may attend to fewer than two keys passes no gradient: see `summarize`.
+    The options mean what they mean in jax.nn.dot_product_attention, and `alpha` is that of the
+    `entmax` that stands in place of softmax; stacked layers may be leading axes. A query that may
+    attend to fewer than two keys passes no gradient: see `summarize`.
 
     Cost: O(TSH) time per head; memory for the logits of one block of queries, never [T, S].
 
@@ -88,14 +90,17 @@ def attention_flow(
         key_value_seq_lengths: integers [...]: keys from there on are not attended to.
         local_window_size: (l, r): query t attends to t − l ≤ s ≤ t + r; an integer is both.
         logit_softcap: c > 0: logits become c·tanh(logits/c), before bias and mask.
+        alpha: α in [1, 4], a number, or an array that broadcasts to [..., N, 1].
         block_size: queries at a time; as many as have 2²⁰ logits over all heads if None.
 
     Returns:
         Measurements of shape [..., N, T].
 
     Raises:
-        TypeError: `query`, `key` or `bias` is boolean or complex, or `mask` is not boolean.
-        ValueError: shapes do not fit, or `logit_softcap` or `block_size` is not positive.
+        TypeError: `query`, `key`, `bias` or `alpha` is boolean or complex, or `mask` is not
+            boolean.
+        ValueError: shapes do not fit, `logit_softcap` or `block_size` is not positive, or `alpha`
+            is out of range.
 
     Examples:
         >>> q, k = jax.random.normal(jax.random.key(0), (2, 6, 2, 4))  # 6 places, 2 heads
@@ -116,6 +121,8 @@ def attention_flow(
     block_size = None if block_size is None else as_count("block_size", block_size, 1)
     window = local_window_size
     window = None if window is None else two_ints("local_window_size", window, 0)
+    if jnp.ndim(alpha) and jnp.shape(alpha)[-1] != 1:
+        raise ValueError(f"`alpha` must have shape () or [..., N, 1], got {jnp.shape(alpha)}")
     size = min(T, block_size or max(1, _BLOCK_ELEMENTS // max(1, math.prod(lead) * N * S)))
 
     def block(start: jax.Array) -> GradientFlow:
@@ -128,7 +135,7 @@ def attention_flow(
         where = jnp.ones(logits.shape, bool)
         for condition in _conditions(t, S, mask, is_causal, window, *lengths):
             where &= jnp.broadcast_to(condition, where.shape)
-        return gradient_flow(logits, where=where)
+        return gradient_flow(logits, where=where, alpha=alpha)
 
     blocks = lax.map(block, jnp.arange(0, T, size))
     return jax.tree.map(lambda a: _joined(a)[..., :T], blocks)

@@ -5,6 +5,7 @@
 True
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,14 +13,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftjac._closed_forms import diagonal, frobenius_norm, largest_eigenvalue_bounds
+from jaxsoftjac.diagnostics._member import amplification, member, one_alpha
 from jaxsoftjac.diagnostics._properties import (
     all_hold,
     largest,
     over_rows,
     rounding_tolerance,
 )
-from jaxsoftjac.functions import log_softmax, softmax
-from jaxsoftjac.products import softmax_vjp
+from jaxsoftjac.functions import log_softmax
+from jaxsoftjac.sparse._powers import log_weights
 
 
 class JacobianProbes(NamedTuple):
@@ -27,24 +29,27 @@ class JacobianProbes(NamedTuple):
 
     Attributes:
         tolerance: 4Ku·λ, with λ the upper bound of λ_max and u the unit roundoff.
-        max_probability: max σ.
-        entropy: −Σ σ log σ, nats.
-        trace: Σ σᵢ(1 − σᵢ).
+        max_probability: max p, which is σ for softmax.
+        entropy: −Σ p log p, nats.
+        trace: Σ σᵢ(1 − σᵢ); of α-entmax Σ sᵢ(1 − sᵢ/Σs).
         frobenius_norm: ‖J‖_F.
         largest_eigenvalue_lower_bound: as in `JacobianProperties`.
         largest_eigenvalue_upper_bound: as in `JacobianProperties`.
         adjoint_error: |⟨a, Jb⟩ − ⟨b, Ja⟩| for two fixed probes with entries in [−1, 1].
         sum_error: |Σ Ja|.
         null_vector_error: max |J·1|.
-        quadratic_form: ⟨a, Ja⟩, the variance of the probe under σ.
+        quadratic_form: ⟨a, Ja⟩, the variance of the probe under σ, or Σs times that under s/Σs.
         rayleigh_quotient: ⟨w, Jw⟩/⟨w, w⟩ with w = Ja, at most λ_max.
-        autodiff_error: max difference of `softmax_vjp`, `jax.vjp` and `jax.jvp` on the probe.
+        autodiff_error: max difference of the product by its formula, `jax.vjp` and `jax.jvp` on the
+            probe.
         is_symmetric: ⟨a, Jb⟩ = ⟨b, Ja⟩.
         products_sum_to_zero: Σ Ja = 0.
         annihilates_ones: J·1 = 0.
         is_positive_semidefinite: ⟨a, Ja⟩ ≥ 0.
-        largest_eigenvalue_is_bounded: the Rayleigh quotient is under the upper bound, and that 1/2.
-        agrees_with_autodiff: formula, reverse and forward mode agree.
+        largest_eigenvalue_is_bounded: the Rayleigh quotient is under the upper bound, and that 1/2
+            (Σs/2).
+        agrees_with_autodiff: formula, reverse and forward mode agree, to the tolerance of
+            `JacobianProperties`.
         all_hold: all of the above.
 
     Examples:
@@ -75,60 +80,67 @@ class JacobianProbes(NamedTuple):
     all_hold: jax.Array
 
 
-def probe_jacobian_properties(x: ArrayLike) -> JacobianProbes:
+def probe_jacobian_properties(x: ArrayLike, *, alpha: float = 1.0) -> JacobianProbes:
     """The properties of the softmax Jacobian, probed by products: no matrix, any K.
 
     Cost: O(K) per row.
 
     Args:
         x: logits [..., K], K ≥ 1; float16 and bfloat16 are measured in float32.
+        alpha: α in [1, 4] of `entmax`, whose J = diag(s) − ssᵀ/Σs is probed; 1 is softmax.
 
     Returns:
         Statistics, measurements and one boolean per property, of shape [...].
 
     Raises:
         TypeError: `x` is boolean or complex.
-        ValueError: `x` has no class axis or no classes.
+        ValueError: `x` has no class axis or no classes, or `alpha` is not a number in [1, 4].
 
     Examples:
         >>> probes = probe_jacobian_properties(jnp.array([30.0, 0.0, 0.0, 0.0]))
         >>> print(probes.is_symmetric, probes.agrees_with_autodiff, f"{probes.quadratic_form:.1e}")
         True True 5.8e-13
+        >>> print(probe_jacobian_properties(jnp.array([1.0, 0.5, -1.0]), alpha=2).trace)
+        1.0
     """
-    return over_rows(_probe_row, x)
+    return over_rows(partial(_probe_row, alpha=one_alpha(alpha)), x)
 
 
-def _probe_row(x: jax.Array) -> JacobianProbes:
-    sigma, log_sigma, index = softmax(x), log_softmax(x), jnp.arange(x.size, dtype=x.dtype)
+def _probe_row(x: jax.Array, alpha: float) -> JacobianProbes:
+    f, p, sigma, scale, product = member(x, alpha)
+    log_p, index = log_softmax(x), jnp.arange(x.size, dtype=x.dtype)
+    if alpha != 1:
+        log_p = log_weights(p, 1.0)
     a, b = jnp.cos(index), jnp.cos(2 * index + 1)
-    Ja, Jb = softmax_vjp(a, sigma), softmax_vjp(b, sigma)
-    (reverse,) = jax.vjp(softmax, x)[1](a)
-    _, forward = jax.jvp(softmax, (x,), (a,))
-    lower, upper = largest_eigenvalue_bounds(sigma)
+    Ja, Jb = product(a), product(b)
+    (reverse,) = jax.vjp(f, x)[1](a)
+    _, forward = jax.jvp(f, (x,), (a,))
+    lower, upper = (scale * bound for bound in largest_eigenvalue_bounds(sigma))
     tolerance = rounding_tolerance(upper, x)
     measured = {
         "adjoint_error": jnp.abs(a @ Jb - b @ Ja),
         "sum_error": jnp.abs(jnp.sum(Ja)),
-        "null_vector_error": largest(softmax_vjp(jnp.ones_like(x), sigma)),
+        "null_vector_error": largest(product(jnp.ones_like(x))),
         "autodiff_error": jnp.maximum(largest(Ja - reverse), largest(Ja - forward)),
     }
     quadratic_form = a @ Ja
     w = Ja / jnp.maximum(largest(Ja), float(jnp.finfo(x.dtype).tiny))  # its square must not vanish
-    rayleigh_quotient = w @ softmax_vjp(w, sigma) / jnp.maximum(w @ w, 1)
+    rayleigh_quotient = w @ product(w) / jnp.maximum(w @ w, 1)
+    highest = jnp.minimum(upper, 0.5 * scale) + tolerance
     properties = {
         "is_symmetric": measured["adjoint_error"] <= tolerance,
         "products_sum_to_zero": measured["sum_error"] <= tolerance,
         "annihilates_ones": measured["null_vector_error"] <= tolerance,
         "is_positive_semidefinite": quadratic_form >= -tolerance,
-        "largest_eigenvalue_is_bounded": rayleigh_quotient <= jnp.minimum(upper, 0.5) + tolerance,
-        "agrees_with_autodiff": measured["autodiff_error"] <= tolerance,
+        "largest_eigenvalue_is_bounded": rayleigh_quotient <= highest,
+        "agrees_with_autodiff": measured["autodiff_error"] <= tolerance * amplification(p, alpha),
     }
     return JacobianProbes(
         tolerance=tolerance,
-        max_probability=jnp.max(sigma),
-        entropy=-jnp.sum(jnp.where(sigma == 0, 0, sigma * log_sigma)),
-        trace=jnp.sum(diagonal(sigma)),
-        frobenius_norm=frobenius_norm(sigma),
+        max_probability=jnp.max(p),
+        entropy=-jnp.sum(jnp.where(p == 0, 0, p * log_p)),
+        trace=scale * jnp.sum(diagonal(sigma)),
+        frobenius_norm=scale * frobenius_norm(sigma),
         largest_eigenvalue_lower_bound=lower,
         largest_eigenvalue_upper_bound=upper,
         quadratic_form=quadratic_form,

@@ -1,5 +1,7 @@
 """The properties of J = diag(σ) − σσᵀ, verified on its dense matrix: for teaching and for small K.
 
+They are those of α-entmax too, whose J is Σs times that of softmax at σ = s/Σs, s = p^{2−α}.
+
 Why they hold, with E and Var taken under σ:
 
 - J = Jᵀ, for σᵢσⱼ = σⱼσᵢ.
@@ -15,6 +17,7 @@ True
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -24,8 +27,8 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import as_real, working_dtype
 from jaxsoftjac._closed_forms import largest_eigenvalue_bounds
 from jaxsoftjac.dense import softmax_jacobian
-from jaxsoftjac.functions import softmax
-from jaxsoftjac.products import softmax_vjp
+from jaxsoftjac.diagnostics._member import amplification, member, one_alpha
+from jaxsoftjac.operators import EntmaxJacobian
 
 Measurements = TypeVar("Measurements")
 
@@ -33,7 +36,9 @@ Measurements = TypeVar("Measurements")
 class JacobianProperties(NamedTuple):
     """What `verify_jacobian_properties` measured, one entry per row of logits.
 
-    Errors are absolute; a property holds when its error is within `tolerance`.
+    Errors are absolute; a property holds when its error is within `tolerance`. The formulas are
+    those of softmax: for α-entmax read s for σ, sᵢ(1 − sᵢ/Σs) for the diagonal, Σs/2 for the bound
+    1/2, and for K − 1 one less than the support has classes.
 
     Attributes:
         tolerance: 4Ku·λ_max, u the unit roundoff: what float arithmetic can promise for this row.
@@ -62,7 +67,8 @@ class JacobianProperties(NamedTuple):
         annihilates_ones: J·1 = 0.
         diagonal_matches: Jᵢᵢ = σᵢ(1 − σᵢ).
         largest_eigenvalue_is_bounded: λ_max lies within its bounds, and under 1/2.
-        agrees_with_autodiff: J = jacfwd = jacrev.
+        agrees_with_autodiff: J = jacfwd = jacrev; where α is not 1, to the tolerance times what the
+            rounding of p becomes in s, 1 + |2 − α|·max ((p_max/p)^{α−1} − 1)/(α − 1).
         all_hold: all of the above.
 
     Examples:
@@ -100,7 +106,7 @@ class JacobianProperties(NamedTuple):
     all_hold: jax.Array
 
 
-def verify_jacobian_properties(x: ArrayLike) -> JacobianProperties:
+def verify_jacobian_properties(x: ArrayLike, *, alpha: float = 1.0) -> JacobianProperties:
     """The properties of the softmax Jacobian, measured on its dense matrix.
 
     Symmetric, rows and columns sum to 0, positive semi-definite, rank K − 1, J·1 = 0,
@@ -111,39 +117,46 @@ def verify_jacobian_properties(x: ArrayLike) -> JacobianProperties:
 
     Args:
         x: logits [..., K], K ≥ 1; float16 and bfloat16 are measured in float32.
+        alpha: α in [1, 4] of `entmax`, whose J = diag(s) − ssᵀ/Σs is measured; 1 is softmax.
 
     Returns:
         Measurements and one boolean per property, of shape [...].
 
     Raises:
         TypeError: `x` is boolean or complex.
-        ValueError: `x` has no class axis or no classes.
+        ValueError: `x` has no class axis or no classes, or `alpha` is not a number in [1, 4].
 
     Examples:
         >>> measured = verify_jacobian_properties(jnp.array([2.0, 1.0, 0.5, -0.5]))
         >>> print(measured.all_hold, f"λ_max = {measured.largest_eigenvalue:.3f}")
         True λ_max = 0.352
+        >>> sparse = verify_jacobian_properties(jnp.array([2.0, 1.0, 0.5, -0.5]), alpha=1.5)
+        >>> print(sparse.all_hold, sparse.rank)
+        True 2
     """
-    return over_rows(_verify_row, x)
+    return over_rows(partial(_verify_row, alpha=one_alpha(alpha)), x)
 
 
-def _verify_row(x: jax.Array) -> JacobianProperties:
-    sigma, J, ones = softmax(x), softmax_jacobian(x), jnp.ones_like(x)
+def _verify_row(x: jax.Array, alpha: float) -> JacobianProperties:
+    f, p, sigma, scale, product = member(x, alpha)
+    ones = jnp.ones_like(x)
+    J = softmax_jacobian(x) if alpha == 1 else EntmaxJacobian.from_logits(x, alpha).as_matrix()
     eigenvalues = jnp.linalg.eigvalsh(J)
     tolerance = rounding_tolerance(eigenvalues[-1], x)
-    ascending = jnp.sort(sigma)
-    lower, upper = largest_eigenvalue_bounds(sigma)
+    ascending = jnp.sort(scale * sigma)
+    lower, upper = (scale * bound for bound in largest_eigenvalue_bounds(sigma))
     measured = {
         # Compared before it is subtracted: compilers contract σᵢσⱼ − σⱼσᵢ into a multiply-add.
         "symmetry_error": largest(jnp.where(J == J.T, 0, J - J.T)),
         "row_sum_error": largest(J.sum(axis=1)),
         "column_sum_error": largest(J.sum(axis=0)),
-        "null_vector_error": largest(softmax_vjp(ones, sigma)),
-        "diagonal_error": largest(jnp.diag(J) - sigma * _complement(sigma)),
-        "jacfwd_error": largest(J - jax.jacfwd(softmax)(x)),
-        "jacrev_error": largest(J - jax.jacrev(softmax)(x)),
+        "null_vector_error": largest(product(ones)),
+        "diagonal_error": largest(jnp.diag(J) - scale * (sigma * _complement(sigma))),
+        "jacfwd_error": largest(J - jax.jacfwd(f)(x)),
+        "jacrev_error": largest(J - jax.jacrev(f)(x)),
     }
     within = {name: error <= tolerance for name, error in measured.items()}
+    differing = jnp.maximum(measured["jacfwd_error"], measured["jacrev_error"])
     rank = jnp.sum(eigenvalues > tolerance)
     # An eigenvalue may err by half the tolerance on either side of it.
     ranks = jnp.sum(ascending[:-1] > 1.5 * tolerance), jnp.sum(ascending[1:] > 0.5 * tolerance)
@@ -156,16 +169,17 @@ def _verify_row(x: jax.Array) -> JacobianProperties:
         "annihilates_ones": within["null_vector_error"],
         "diagonal_matches": within["diagonal_error"],
         "largest_eigenvalue_is_bounded": (lower - tolerance <= eigenvalues[-1])
-        & (eigenvalues[-1] <= jnp.minimum(upper, 0.5) + tolerance),
-        "agrees_with_autodiff": within["jacfwd_error"] & within["jacrev_error"],
+        & (eigenvalues[-1] <= jnp.minimum(upper, 0.5 * scale) + tolerance),
+        "agrees_with_autodiff": differing <= tolerance * amplification(p, alpha),
     }
+    support = jnp.asarray(x.size) if alpha == 1 else jnp.sum(p > 0)
     return JacobianProperties(
         tolerance=tolerance,
         eigenvalues=eigenvalues,
         smallest_eigenvalue=eigenvalues[0],
         largest_eigenvalue=eigenvalues[-1],
         rank=rank,
-        expected_rank=jnp.asarray(x.size - 1),
+        expected_rank=jnp.maximum(support - 1, 0),
         smallest_numerical_rank=ranks[0],
         largest_numerical_rank=ranks[1],
         largest_eigenvalue_lower_bound=lower,

@@ -103,6 +103,7 @@ def temperature_sweep(
     *,
     axis: Axis = -1,
     where: ArrayLike | None = None,
+    alpha: ArrayLike = 1.0,
 ) -> TemperatureSweep:
     """The gradient flow of `x / T` at each temperature T.
 
@@ -113,6 +114,7 @@ def temperature_sweep(
         temperatures: n positive numbers; the flow at any other is NaN.
         axis: as for `gradient_flow`.
         where: as for `gradient_flow`.
+        alpha: as for `gradient_flow`.
 
     Returns:
         The temperatures and the flow, with a leading axis of n.
@@ -133,6 +135,6 @@ def temperature_sweep(
 
     def at(temperature: jax.Array) -> GradientFlow:
         positive = jnp.where(temperature > 0, temperature, jnp.nan)
-        return gradient_flow(x / positive, axis=axis, where=where)
+        return gradient_flow(x / positive, axis=axis, where=where, alpha=alpha)
 
     return TemperatureSweep(temperatures, jax.lax.map(at, temperatures))

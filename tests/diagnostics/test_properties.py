@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import long_softmax, peaked_rows, quick_jit
+from plain_entmax import long_entmax, long_jacobian
 
 import jaxsoftjac as jsj
-from jaxsoftjac.diagnostics import _probes, _properties
+from jaxsoftjac.diagnostics import _member, _properties
 
 DIAGNOSTICS = [jsj.verify_jacobian_properties, jsj.probe_jacobian_properties]
 VERIFY = quick_jit(jsj.verify_jacobian_properties)
@@ -70,6 +71,37 @@ def test_statistics_of_the_probe():
 
 
 # field of the measurements: (a wrong J, or a wrong product, that must break it)
+@pytest.mark.once
+@pytest.mark.parametrize("diagnose", DIAGNOSTICS)
+def test_the_properties_of_entmax(diagnose):
+    x = np.random.default_rng(0).normal(size=(4, 6, 7)).astype(np.float32)
+    x *= np.array([0, 0.2, 1, 9], np.float32)[:, None, None]
+    alphas = (1.3, 3.0)
+    found = quick_jit(lambda x: [diagnose(x, alpha=alpha) for alpha in alphas])(x)
+    for alpha, measured in zip(alphas, found, strict=True):
+        p = long_entmax(x, alpha)
+        for name, value in measured._asdict().items():
+            assert value.dtype != bool or np.all(value), (alpha, name, np.asarray(value))
+        if diagnose is jsj.verify_jacobian_properties:
+            np.testing.assert_array_equal(measured.expected_rank, (p > 0).sum(-1) - 1)
+            expected = np.linalg.eigvalsh([np.float64(long_jacobian(row, alpha)) for row in p[1]])
+            np.testing.assert_allclose(measured.eigenvalues[1], expected, atol=1e-5)
+        else:
+            expected = [np.trace(long_jacobian(row, alpha)) for row in p[1]]
+            np.testing.assert_allclose(measured.trace[1], np.float64(expected), rtol=1e-5)
+
+
+@pytest.mark.once
+def test_a_wrong_matrix_of_entmax_is_found(monkeypatch):
+    right = jsj.EntmaxJacobian.as_matrix
+    wrong = lambda J: right(J).at[1, 0].add(1e-3)  # noqa: E731
+    monkeypatch.setattr(jsj.EntmaxJacobian, "as_matrix", wrong)
+    verify = quick_jit(lambda x: jsj.verify_jacobian_properties(x, alpha=1.5))
+    p = verify(np.array([2, 1.5, 1], np.float32))
+    assert not (p.is_symmetric | p.rows_sum_to_zero | p.agrees_with_autodiff)
+    assert p.diagonal_matches
+
+
 WRONG_MATRICES = {
     "is_symmetric": lambda J: J.at[0, 1].add(1e-3),
     "rows_sum_to_zero": lambda J: J.at[0, 1].add(1e-3),
@@ -105,8 +137,8 @@ def test_a_wrong_matrix_is_found(monkeypatch, name):
     ],
 )
 def test_a_wrong_product_is_found(monkeypatch, name, wrong):
-    right = _probes.softmax_vjp
-    monkeypatch.setattr(_probes, "softmax_vjp", lambda v, s: wrong(v, right(v, s)))
+    right = _member.softmax_vjp
+    monkeypatch.setattr(_member, "softmax_vjp", lambda v, s: wrong(v, right(v, s)))
     p = jsj.probe_jacobian_properties(np.array([2, 1, 0.5], np.float32))
     assert not getattr(p, name)
     assert not p.all_hold
@@ -123,3 +155,7 @@ def test_bad_input(diagnose):
         diagnose(np.float32(1))
     with pytest.raises(TypeError, match="`x` must be real"):
         diagnose(np.array([True]))
+    with pytest.raises(ValueError, match=r"`alpha` must lie in \[1, 4\], got 0"):
+        diagnose(np.zeros(2), alpha=0)
+    with pytest.raises(ValueError, match=r"`alpha` must be one number, got an array"):
+        diagnose(np.zeros(2), alpha=np.ones(2))
