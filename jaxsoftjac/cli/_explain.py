@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from jaxsoftjac.cli._cells import shown_places, spell
+from jaxsoftjac.cli._entmax_lesson import entmax_row, entmax_steps
 from jaxsoftjac.cli._lesson import Columns, Formula, Step, row_of
 from jaxsoftjac.cli._steps import steps
 
@@ -20,6 +21,7 @@ def explanation(
     *,
     vector: Sequence[float] | None = None,
     label: int | None = None,
+    alpha: float = 1.0,
     style: str = "text",
     encoding: str = "utf-8",
 ) -> str:
@@ -28,16 +30,21 @@ def explanation(
     Args:
         z: K ≥ 2 logits, finite or −∞.
         vector: The cotangent g = ∂L/∂σ of the VJP; from −1 to 1 in even steps if None.
-        label: The true class c, counted from 0; None leaves the cross-entropy out.
+        label: The true class c, counted from 0; None leaves the loss out.
+        alpha: α in [1, 4]: 1 explains softmax, any other α-entmax.
         style: "text" or "markdown".
         encoding: Of the stream that the text is for.
 
     Returns:
         Lines of text, without a final newline; of wide rows the first and last few classes.
     """
-    lesson = steps(row_of(z, vector, label), label)
+    if alpha == 1:
+        what, lesson = "softmax", steps(row_of(z, vector, label), label)
+    else:
+        what = f"α-entmax, α = {alpha:g},"
+        lesson = entmax_steps(entmax_row(z, alpha, vector, label), label)
     values = ", ".join("…" if i is None else _plain(z[i]) for i in shown_places(z))
-    title = f"The Jacobian of softmax at z = ({values})"
+    title = f"The Jacobian of {what} at z = ({values})"
     lines = _STYLES[style](title, lesson, encoding)
     return "\n".join(spell(line, encoding) for line in lines)
 
@@ -47,7 +54,7 @@ def _plain(value: float) -> str:
 
 
 def _as_text(title: str, steps: Iterable[Step], encoding: str) -> Iterator[str]:
-    yield title
+    yield from _wrapped(title, "", encoding)
     for index, (heading, parts) in enumerate(steps, 1):
         yield from ("", *_wrapped(f"{index}. {heading}", "", encoding), "")
         for part in parts:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxsoftjac.cli._chunks import Measurements, measure_rows
 from jaxsoftjac.cli._errors import InputError
 from jaxsoftjac.cli._inspect_flow import flow_report, plain, spectrum_report, summary
+from jaxsoftjac.cli._judgement import judgement
 from jaxsoftjac.cli._logits import Logits
 from jaxsoftjac.cli._pictures import flows_of, save_pictures, sweep_of
 from jaxsoftjac.dense import jacobian_block, softmax_jacobian
@@ -29,6 +30,7 @@ from jaxsoftjac.diagnostics import (
     verify_jacobian_properties,
 )
 from jaxsoftjac.functions import softmax
+from jaxsoftjac.operators import EntmaxJacobian
 from jaxsoftjac.plots import (
     plot_gradient_flow,
     plot_jacobian,
@@ -36,6 +38,7 @@ from jaxsoftjac.plots import (
     plot_temperature_sweep,
 )
 from jaxsoftjac.products import softmax_vjp
+from jaxsoftjac.sparse import entmax
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,33 +46,12 @@ if TYPE_CHECKING:
 _DENSE_LIMIT = 64  # widest row whose J is formed and diagonalised
 _FORMED_LIMIT = 2048  # widest row whose VJP is also taken with the full J
 
-# For each property: its formula and the fields to judge it by, as verified densely and as probed.
-_VERIFIED = {
-    "is_symmetric": ("J = Jᵀ", ["symmetry_error"]),
-    "rows_sum_to_zero": ("Σⱼ Jᵢⱼ = 0", ["row_sum_error"]),
-    "columns_sum_to_zero": ("Σᵢ Jᵢⱼ = 0", ["column_sum_error"]),
-    "is_positive_semidefinite": ("λ_min ≥ 0", ["smallest_eigenvalue"]),
-    "rank_is_expected": ("rank J = K − 1", ["rank"]),
-    "annihilates_ones": ("J·1 = 0", ["null_vector_error"]),
-    "diagonal_matches": ("Jᵢᵢ = σᵢ(1 − σᵢ)", ["diagonal_error"]),
-    "largest_eigenvalue_is_bounded": ("λ_max ≤ 1/2", ["largest_eigenvalue"]),
-    "agrees_with_autodiff": ("analytic = jacfwd = jacrev", ["jacfwd_error", "jacrev_error"]),
-}
-_PROBED = {
-    "is_symmetric": ("⟨a, Jb⟩ = ⟨b, Ja⟩", ["adjoint_error"]),
-    "products_sum_to_zero": ("Σᵢ (Ja)ᵢ = 0", ["sum_error"]),
-    "annihilates_ones": ("J·1 = 0", ["null_vector_error"]),
-    "is_positive_semidefinite": ("⟨a, Ja⟩ ≥ 0", ["quadratic_form"]),
-    "largest_eigenvalue_is_bounded": ("⟨w, Jw⟩/⟨w, w⟩ ≤ 1/2", ["rayleigh_quotient"]),
-    "agrees_with_autodiff": ("formula = jvp = vjp", ["autodiff_error"]),
-}
-_WORST_WHEN_SMALL = ("smallest_eigenvalue", "quadratic_form", "rank")
-
 
 def inspect_logits(
     logits: Logits,
     *,
     row: int | None = None,
+    alpha: float = 1.0,
     dtype: str = "float32",
     temperature: float = 1.0,
     vector: Sequence[float] | None = None,
@@ -86,6 +68,7 @@ def inspect_logits(
     Args:
         logits: N rows of K logits.
         row: The one row to inspect; None for all, or for the only one.
+        alpha: α in [1, 4], of the α-entmax whose J it is; 1 is softmax.
         dtype: Name of the dtype to compute in.
         temperature: Divides the logits.
         vector: K values to multiply J with, for one row; from −1 to 1 in even steps if None.
@@ -109,28 +92,28 @@ def inspect_logits(
         return logits.cast(logits.rows(start, stop), start, jnp.dtype(dtype), temperature)
 
     report = {"source": logits.name, "rows": count, "row": row, "K": width, "dtype": dtype}
-    report |= {"temperature": temperature, "x64": dtype == "float64"}
+    report |= {"alpha": alpha, "temperature": temperature, "x64": dtype == "float64"}
     report |= {"classes": list(logits.classes)} if logits.classes else {}
     report["method"] = "dense" if width <= _DENSE_LIMIT else "matrix-free"
-    measured = _measure_properties(read, rows, width)
+    measured = _measure_properties(read, rows, width, alpha)
     if row is None:
         row, why = _steepest(measured)
         report["measurements"] = summary(measured)
     else:
         why = "the row inspected"
-        report |= _one_row(read(row, row + 1)[0], vector, measured)
-    report |= _judgement(measured)
+        report |= _one_row(read(row, row + 1)[0], vector, measured, alpha)
+    report |= judgement(measured, alpha)
     x = jnp.asarray(read(row, row + 1)[0])
     parts: dict[str, _Part] = {}
     if flow:
-        parts["flow"] = _flow_part(read, rows, logits, row)
+        parts["flow"] = _flow_part(read, rows, logits, row, alpha)
     if spectrum:
-        parts["spectrum"] = _spectrum_part(x, row, why)
+        parts["spectrum"] = _spectrum_part(x, row, why, alpha)
     if sweep:
-        parts["sweep"] = _sweep_part(read, rows, width, sweep)
+        parts["sweep"] = _sweep_part(read, rows, width, sweep, alpha)
     report |= {name: part.report for name, part in parts.items()}
     if picture is not None:
-        draw = {"jacobian": lambda: plot_jacobian(x)}
+        draw = {"jacobian": lambda: plot_jacobian(x, alpha=alpha)}
         draw |= {name: part.draw for name, part in parts.items()}
         report["picture"] = {"file": picture, "row": row, "reason": why}
         report["pictures"] = save_pictures(picture, draw)
@@ -144,30 +127,35 @@ class _Part(NamedTuple):
     draw: Callable[[], "Figure"]
 
 
-def _flow_part(read: Callable, rows: range, logits: Logits, row: int) -> _Part:
-    flows = measure_rows(gradient_flow, read, rows, cost=logits.width)
+def _flow_part(read: Callable, rows: range, logits: Logits, row: int, alpha: float) -> _Part:
+    flows = measure_rows(partial(gradient_flow, alpha=alpha), read, rows, cost=logits.width)
     named = partial(flows_of, flows, logits.lead, row)
-    return _Part(flow_report(flows), lambda: plot_gradient_flow(named()))
+    return _Part(flow_report(flows), lambda: plot_gradient_flow(named(), alpha=alpha))
 
 
-def _spectrum_part(x: jax.Array, row: int, why: str) -> _Part:
-    found = {"row": row, "reason": why, **spectrum_report(x)}
-    return _Part(found, lambda: plot_spectrum(x))
+def _spectrum_part(x: jax.Array, row: int, why: str, alpha: float) -> _Part:
+    found = {"row": row, "reason": why, **spectrum_report(x, alpha)}
+    return _Part(found, lambda: plot_spectrum(x, alpha=alpha))
 
 
-def _sweep_part(read: Callable, rows: range, width: int, temperatures: Sequence[float]) -> _Part:
+def _sweep_part(
+    read: Callable, rows: range, width: int, temperatures: Sequence[float], alpha: float
+) -> _Part:
     reads = [partial(read, temperature=T) for T in temperatures]
-    flows = [measure_rows(gradient_flow, at, rows, cost=width) for at in reads]
+    measure = partial(gradient_flow, alpha=alpha)
+    flows = [measure_rows(measure, at, rows, cost=width) for at in reads]
     reports = [
         {"temperature": T, **flow_report(flow)} for T, flow in zip(temperatures, flows, strict=True)
     ]
-    return _Part(reports, lambda: plot_temperature_sweep(sweep_of(temperatures, flows)))
+    draw = partial(plot_temperature_sweep, alpha=alpha)
+    return _Part(reports, lambda: draw(sweep_of(temperatures, flows)))
 
 
-def _measure_properties(read: Callable, rows: range, width: int) -> Measurements:
-    if width <= _DENSE_LIMIT:
-        return measure_rows(verify_jacobian_properties, read, rows, cost=width * width)
-    return measure_rows(probe_jacobian_properties, read, rows, cost=width)
+def _measure_properties(read: Callable, rows: range, width: int, alpha: float) -> Measurements:
+    is_narrow = width <= _DENSE_LIMIT
+    measure = verify_jacobian_properties if is_narrow else probe_jacobian_properties
+    cost = width * width if is_narrow else width
+    return measure_rows(partial(measure, alpha=alpha), read, rows, cost=cost)
 
 
 def _steepest(measured: Measurements) -> tuple[int, str]:
@@ -177,24 +165,23 @@ def _steepest(measured: Measurements) -> tuple[int, str]:
     return int(np.argmax(bound)), "the largest lower bound of λ_max"
 
 
-def _one_row(x: np.ndarray, vector: Sequence[float] | None, measured: Measurements) -> dict:
-    """σ, J and the measurements at one row, and the product J·v taken in three ways."""
+def _one_row(
+    x: np.ndarray, vector: Sequence[float] | None, measured: Measurements, alpha: float
+) -> dict:
+    """p, J and the measurements at one row, and the product J·v taken in three ways."""
     width = len(x)
     logits, v = jnp.asarray(x), jnp.asarray(_vector(vector, width, x.dtype))
-    sigma = softmax(logits)
     shown = np.arange(width)
     if width > _DENSE_LIMIT:
         shown = np.r_[shown[:3], shown[-3:]]
-    products = {"formula": softmax_vjp(v, sigma)}
-    if width <= _FORMED_LIMIT:
-        products["full_jacobian"] = jnp.matmul(softmax_jacobian(logits), v, precision="highest")
-    products["autodiff"] = jax.vjp(jax.nn.softmax, logits)[1](v)[0]
+    row = _softmax_row if alpha == 1 else partial(_entmax_row, alpha=alpha)
+    inputs, entries, products = row(logits, v, shown)
     formula = np.asarray(products["formula"], np.float64)
     differences = [np.abs(np.asarray(p, np.float64) - formula).max() for p in products.values()]
     return {
         "logits": plain(x),
-        "sigma": plain(sigma),
-        "jacobian": {"indices": shown.tolist(), "entries": plain(jacobian_block(sigma, shown))},
+        **{name: plain(values) for name, values in inputs.items()},
+        "jacobian": {"indices": shown.tolist(), "entries": plain(entries)},
         "vjp": {
             "vector": plain(v),
             **{name: plain(product) for name, product in products.items()},
@@ -202,6 +189,33 @@ def _one_row(x: np.ndarray, vector: Sequence[float] | None, measured: Measuremen
         },
         "measurements": {k: plain(v[0]) for k, v in measured.items() if v.dtype != bool},
     }
+
+
+Arrays = dict[str, jax.Array]
+
+
+def _softmax_row(x: jax.Array, v: jax.Array, shown: np.ndarray) -> tuple[Arrays, jax.Array, Arrays]:
+    """σ; the entries of J that are shown; J·v in each way."""
+    sigma = softmax(x)
+    products = {"formula": softmax_vjp(v, sigma)}
+    if len(x) <= _FORMED_LIMIT:
+        products["full_jacobian"] = jnp.matmul(softmax_jacobian(x), v, precision="highest")
+    products["autodiff"] = jax.vjp(jax.nn.softmax, x)[1](v)[0]
+    return {"sigma": sigma}, jacobian_block(sigma, shown), products
+
+
+def _entmax_row(
+    x: jax.Array, v: jax.Array, shown: np.ndarray, *, alpha: float
+) -> tuple[Arrays, jax.Array, Arrays]:
+    """The same of α-entmax: p and s."""
+    J = EntmaxJacobian.from_logits(x, alpha)
+    products = {"formula": J @ v}
+    if len(x) <= _FORMED_LIMIT:
+        products["full_jacobian"] = jnp.matmul(J.as_matrix(), v, precision="highest")
+    p, pullback = jax.vjp(lambda x: entmax(x, alpha), x)
+    products["autodiff"] = pullback(v)[0]
+    inputs = {"probabilities": p, "weights": J.scale * J.softmax.sigma}
+    return inputs, J.scale * jacobian_block(J.softmax.sigma, shown), products
 
 
 def _vector(vector: Sequence[float] | None, width: int, dtype: np.dtype) -> np.ndarray:
@@ -212,37 +226,3 @@ def _vector(vector: Sequence[float] | None, width: int, dtype: np.dtype) -> np.n
         bad = wide[np.argmin(np.isfinite(v))]
         raise InputError(f"command line: --vjp {bad:g} is not finite in {dtype.name}")
     return v
-
-
-def _judgement(measured: Measurements) -> dict:
-    """For each property whether it holds, in how many rows, and the row where it is worst."""
-    properties = {}
-    for name, holds in measured.items():
-        if holds.dtype != bool or name == "all_hold":
-            continue
-        known = _VERIFIED if "largest_eigenvalue" in measured else _PROBED
-        formula, judged_by = known.get(name, (name.replace("_", " "), []))
-        values = {key: measured[key] for key in judged_by if key in measured}
-        worst = _worst_row(holds, values, measured["tolerance"])
-        properties[name] = {
-            "formula": formula,
-            "holds": bool(holds.all()),
-            "rows_that_hold": int(holds.sum()),
-            "worst_row": worst,
-            "worst": {key: plain(value[worst]) for key, value in values.items()},
-        }
-    return {"properties": properties, "all_hold": bool(measured["all_hold"].all())}
-
-
-def _worst_row(holds: np.ndarray, values: Measurements, tolerance: np.ndarray) -> int:
-    """The row furthest off, among those that fail if any does; errors count in tolerances."""
-    badness = []
-    for name, value in values.items():
-        wide = value.astype(np.float64)
-        if name.endswith("_error"):
-            wide /= np.fmax(tolerance.astype(np.float64), np.finfo(np.float64).tiny)
-        badness.append(-wide if name in _WORST_WHEN_SMALL else wide)
-    badness = np.max(badness or [~holds], axis=0)
-    worst = np.where(np.isnan(badness), np.inf, badness)
-    rows = np.arange(len(holds)) if holds.all() else np.flatnonzero(~holds)
-    return int(rows[np.argmax(worst[rows])])

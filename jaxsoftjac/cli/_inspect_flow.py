@@ -1,6 +1,6 @@
 """What `jaxsoftjac inspect` reports of gradient flow: numbers, for JSON and for text.
 
->>> spectrum_report(jnp.zeros(2, jnp.float32))["eigenvalues"]
+>>> spectrum_report(jnp.zeros(2, jnp.float32), 1.0)["eigenvalues"]
 [0.0, 0.5]
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxsoftjac._checks import wide
 from jaxsoftjac.cli._chunks import Measurements
-from jaxsoftjac.operators import SoftmaxJacobian
+from jaxsoftjac.operators import EntmaxJacobian, SoftmaxJacobian
 
 
 def plain(value: Any) -> Any:
@@ -42,7 +42,11 @@ def flow_report(measured: Measurements) -> dict:
     return {**summary(measured), "collapsed_rows": int(collapsed.sum())}
 
 
-def spectrum_report(x: jax.Array) -> dict:
-    """The eigenvalues of J at one row, and the probabilities between which they lie."""
+def spectrum_report(x: jax.Array, alpha: float) -> dict:
+    """The eigenvalues of J at one row, and the probabilities, or s, between which they lie."""
+    if alpha != 1:
+        J = EntmaxJacobian.from_logits(wide(x), alpha)
+        s = jnp.sort(J.scale * J.softmax.sigma)
+        return {"eigenvalues": plain(J.eigvalsh()), "weights": plain(s)}
     J = SoftmaxJacobian.from_logits(wide(x))
     return {"eigenvalues": plain(J.eigvalsh()), "probabilities": plain(jnp.sort(J.sigma))}

@@ -1,7 +1,7 @@
 """The numbers and the parts of a lesson on one row of logits; `_steps` says what they mean."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jaxsoftjac.functions import softmax
 from jaxsoftjac.losses import cross_entropy
 from jaxsoftjac.products import softmax_second_derivative, softmax_vjp
 
+DIFFERENCES = "differences"  # the head of their columns
 H = 1e-5  # step of the central differences: in float64 they err by about 1e-10
-_FORMED_LIMIT = 2048  # widest row whose J is formed
+FORMED_LIMIT = 2048  # widest row whose J is formed
 
 
 class Formula(NamedTuple):
@@ -40,6 +41,17 @@ class Columns(NamedTuple):
 
 Array = jax.Array | np.ndarray
 Step = tuple[str, list[Formula | Numbers | Columns]]
+
+
+class Shown(Protocol):
+    """A row of which some classes are shown, and some entries of its J."""
+
+    @property
+    def places(self) -> list[int | None]: ...
+    @property
+    def corner(self) -> list[int | None]: ...
+    @property
+    def entries(self) -> np.ndarray: ...
 
 
 class Row(NamedTuple):
@@ -112,7 +124,7 @@ def _computed(
 ) -> dict:
     sigma = softmax(z)
     loss, gradient = jax.value_and_grad(cross_entropy)(z, label)
-    is_narrow = len(z) <= _FORMED_LIMIT
+    is_narrow = len(z) <= FORMED_LIMIT
     return {
         "sigma": sigma,
         "entries": jacobian_block(sigma, indices),
@@ -128,25 +140,26 @@ def _computed(
 
 def _differences(z: jax.Array, g: jax.Array, label: jax.Array, shown: jax.Array) -> Differences:
     def slope(j: jax.Array) -> jax.Array:
-        return _central(lambda z: cross_entropy(z, label), z, _unit(z, j))
+        return central(lambda z: cross_entropy(z, label), z, unit(z, j))
 
     at_shown = jax.lax.map(slope, shown)
     return Differences(
-        first=jnp.stack([_central(softmax, z, _unit(z, j))[0] for j in range(2)]),
-        product=_central(softmax, z, g),
+        first=jnp.stack([central(softmax, z, unit(z, j))[0] for j in range(2)]),
+        product=central(softmax, z, g),
         gradient=jnp.zeros_like(z).at[shown].set(at_shown),
-        second=_central(lambda z: softmax_vjp(g, softmax(z)), z, g),
+        second=central(lambda z: softmax_vjp(g, softmax(z)), z, g),
     )
 
 
-def _central(f: Callable, z: jax.Array, v: jax.Array) -> jax.Array:
+def central(f: Callable, z: jax.Array, v: jax.Array) -> jax.Array:
     """The central difference of f along v, by steps of h in the largest component."""
     size = jnp.max(jnp.abs(v))
     v = v / jnp.where(size > 0, size, 1)
     return (f(z + H * v) - f(z - H * v)) / (2 * H) * size
 
 
-def _unit(z: jax.Array, j: jax.Array | int) -> jax.Array:
+def unit(z: jax.Array, j: jax.Array | int) -> jax.Array:
+    """The vector e_j."""
     return (jnp.arange(z.size) == j).astype(z.dtype)
 
 
@@ -156,7 +169,7 @@ def exponentials(row: Row) -> tuple[np.ndarray, float]:
     return e, float(e.sum())
 
 
-def entry(row: Row, i: int | None, j: int | None) -> str:
+def entry(row: Shown, i: int | None, j: int | None) -> str:
     """Jᵢⱼ as text."""
     if i is None or j is None:
         return "…"
@@ -164,7 +177,7 @@ def entry(row: Row, i: int | None, j: int | None) -> str:
     return number(float(row.entries[shown.index(i), shown.index(j)]))
 
 
-def by_class(row: Row, columns: Mapping[str, Array], index: str = "i") -> Columns:
+def by_class(row: Shown, columns: Mapping[str, Array], index: str = "i") -> Columns:
     """Vectors side by side, a line for each class that is shown."""
     rows = [
         [name(i), *("…" if i is None else number(float(c[i])) for c in columns.values())]

@@ -18,6 +18,7 @@ from jaxsoftjac.cli._logits import Logits, numbers
 from jaxsoftjac.cli._parser import TEMPERATURES, encoding, parser
 from jaxsoftjac.cli._tables import is_number
 from jaxsoftjac.cli._text import report_text
+from jaxsoftjac.sparse._functions import HIGHEST, LOWEST
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +91,7 @@ def _inspect(args: argparse.Namespace) -> int:
         report = inspect_logits(
             logits,
             row=args.row,
+            alpha=args.alpha,
             dtype=args.dtype,
             temperature=args.temperature,
             vector=args.vjp,
@@ -118,9 +120,9 @@ def _explain(args: argparse.Namespace) -> int:
     z = logits.cast(logits.rows(row, row + 1), row, np.dtype(float), args.temperature)[0]
     if args.label is not None and z[args.label] == -np.inf:
         raise InputError(f"{logits.name}: --label {args.label} is excluded: its logit is -inf")
-    options = {"vector": args.vjp, "label": args.label, "style": args.format}
+    options = {"vector": args.vjp, "label": args.label, "alpha": args.alpha}
     with jax.enable_x64(True):
-        print(explanation(z, **options, encoding=encoding()))
+        print(explanation(z, **options, style=args.format, encoding=encoding()))
     return 0
 
 
@@ -166,6 +168,8 @@ def _require_classes(logits: Logits, what: str) -> None:
 
 def _read(args: argparse.Namespace) -> Logits:
     _require_positive("--temperature", args.temperature)
+    if not LOWEST <= args.alpha <= HIGHEST:
+        raise InputError(f"--alpha must lie in [{LOWEST}, {HIGHEST}], got {args.alpha:g}")
     words = args.logits
     if len(words) > 1 or is_number(words[0]):
         if args.key is not None:

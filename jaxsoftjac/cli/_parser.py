@@ -109,6 +109,7 @@ def _add_logits(command: argparse.ArgumentParser) -> None:
     add("--axis", type=int, default=-1, metavar="A", help="axis of the classes (default: last)")
     add("--key", help="name of the array in a file of several")
     add("--temperature", type=float, default=1.0, metavar="T", help="divide the logits by T > 0")
+    add("--alpha", type=float, default=1.0, help="1 (softmax) to 4: J of entmax; 2 is sparsemax")
     add("--vjp", type=float, nargs="+", metavar="V", help="vector to multiply J with (one row)")
 
 
@@ -118,12 +119,14 @@ def _add_inspect(commands: Commands) -> argparse.ArgumentParser:
         "inspect",
         help="check the properties of the softmax Jacobian at given logits",
         text="Check the properties of the softmax Jacobian J = diag(σ) − σσᵀ at each row of "
-        "logits, and report what it does to gradients. Rows and columns of arrays count from 0, "
+        "logits, and report what it does to gradients; with --alpha, of the Jacobian of α-entmax, "
+        "J = diag(s) − ssᵀ/Σs with s = p^(2 − α). Rows and columns of arrays count from 0, "
         "lines and columns of text from 1.",
         examples=[
             "2.0 1.0 0.5",
             "logits.npy --flow --plot worst.png",
             "layers.npz:attention --axis 1",
+            "2.0 1.0 0.5 --alpha 1.5 --spectrum",
             "logits.csv.gz --row 7 --sweep --temperatures 1 2",
         ],
         notes=(_FILES, _STATUS),
@@ -159,10 +162,12 @@ def _add_explain(commands: Commands) -> argparse.ArgumentParser:
         text="Derive the softmax Jacobian on one row of logits, in float64: the two cases, the "
         "matrix, the vector-Jacobian product (with --vjp, or −1 to 1 in even steps), the gradient "
         "of cross-entropy (with --label) and the second derivative, each beside its finite "
-        "difference. Classes count from 0.",
+        "difference. With --alpha it is that of α-entmax: the threshold, the support, the matrix, "
+        "and with --label the Fenchel–Young loss. Classes count from 0.",
         examples=[
             "2.0 1.0 0.5",
             "2.0 1.0 0.5 --vjp 0.1 -0.3 0.2 --label 0",
+            "2.0 1.0 0.5 --alpha 1.5 --label 0",
             "logits.npy --row 3 --format markdown > J.md",
         ],
         notes=(_FILES, _STATUS),

@@ -4,6 +4,7 @@ import numpy as np
 
 from jaxsoftjac.cli._cells import number
 from jaxsoftjac.cli._lesson import (
+    DIFFERENCES,
     Columns,
     Formula,
     Numbers,
@@ -14,8 +15,6 @@ from jaxsoftjac.cli._lesson import (
     exponentials,
     name,
 )
-
-_DIFFERENCES = "differences"
 
 
 def steps(row: Row, label: int | None) -> list[Step]:
@@ -135,7 +134,7 @@ def _vjp(row: Row) -> Step:
     }
     if row.by_matrix is not None:
         columns["matrix"] = row.by_matrix
-    columns[_DIFFERENCES] = row.differences.product
+    columns[DIFFERENCES] = row.differences.product
     return "Backpropagation: the product with a gradient g = ∂L/∂σ, without the matrix", [
         Formula(
             "∂L/∂z = Jᵀ·g = J·g = σ⊙(g − ⟨g, σ⟩)",
@@ -165,7 +164,7 @@ def _cross_entropy(row: Row, label: int) -> Step:
         ),
         Numbers("y is the true class as a one-hot vector: y_c = 1, and yⱼ = 0 for every j ≠ c."),
         *_substituted(row, label),
-        by_class(row, columns | {_DIFFERENCES: row.differences.gradient}, "j"),
+        by_class(row, columns | {DIFFERENCES: row.differences.gradient}, "j"),
     ]
 
 
@@ -191,5 +190,5 @@ def _second_derivative(row: Row) -> Step:
             r"D^2\sigma[u, v] = J\,((u - \langle u, \sigma\rangle) \odot"
             r" (v - \langle v, \sigma\rangle)), \quad \nabla^2(-\log\sigma_c) = J",
         ),
-        by_class(row, columns | {_DIFFERENCES: row.differences.second}),
+        by_class(row, columns | {DIFFERENCES: row.differences.second}),
     ]

@@ -25,13 +25,19 @@ _FLOW = {
     "saturation": "1 − max σ",
     "digits_lost": "log₁₀ κ",
 }
+_FLOW_OF_ENTMAX = {
+    "entropy": "H = −Σ p log p",
+    "max_probability": "max p",
+    "spectral_norm_share": "2‖J‖₂ / Σs",
+    "saturation": "1 − max p",
+    "support": "|S|, S where p > 0",
+}
 _DRAWN = {
     "flow": "the gradient flow",
     "spectrum": "its spectrum",
     "sweep": "the temperatures",
 }
 _SYMBOLS = {"smallest_eigenvalue": "λ_min", "largest_eigenvalue": "λ_max"}
-_COLLAPSED = "max σ = 1 in float32"
 _SWEPT = ("entropy_share", "max_probability", "spectral_norm", "gradient_gain", "digits_lost")
 
 
@@ -54,7 +60,7 @@ def report_text(report: dict, *, encoding: str = "utf-8") -> str:
             _properties(report, encoding),
             _measurements(report),
         ]
-    blocks += [part(report[name], encoding) for name, part in _PARTS.items() if name in report]
+    blocks += [part(report, encoding) for name, part in _PARTS.items() if name in report]
     blocks.append(_verdict(report))
     return "\n\n".join(spell("\n".join(block), encoding) for block in blocks)
 
@@ -65,12 +71,11 @@ def _heading(report: dict) -> list[str]:
     dtype = report["dtype"] + " (x64 turned on for this process)" * report["x64"]
     what = f": {which}, K = {report['K']}"
     room = _WIDTH - len(what)
+    member = "" if report["alpha"] == 1 else f"α-entmax with α = {report['alpha']:g}, "
     source = report["source"]
     source = source if len(source) <= room else "…" + source[1 - room :]
-    return [
-        f"{source}{what}",
-        f"{dtype}, temperature {report['temperature']:g}, {report['method']} verification",
-    ]
+    how = f"temperature {report['temperature']:g}, {report['method']} verification"
+    return [f"{source}{what}", *textwrap.wrap(f"{member}{dtype}, {how}", _WIDTH)]
 
 
 def _row_tables(report: dict, encoding: str) -> list[list[str]]:
@@ -79,7 +84,12 @@ def _row_tables(report: dict, encoding: str) -> list[list[str]]:
     header = ("", ["…" if i is None else _class_name(str(names[i])) for i in shown])
     logits = [-math.inf if x is None else x for x in report["logits"]]  # what JSON cannot say
     inputs = [("x" if report["temperature"] == 1 else "x / T", logits)]
-    inputs.append(("σ", report["sigma"]))
+    if report["alpha"] == 1:
+        inputs.append(("σ", report["sigma"]))
+        titles = "J = diag(σ) − σ·σᵀ", "VJP: J·v = σ ⊙ (v − ⟨v, σ⟩)"
+    else:
+        inputs += [("p", report["probabilities"]), ("s", report["weights"])]
+        titles = "J = diag(s) − s·sᵀ/Σs, s = p^(2 − α)", "VJP: J·v = s ⊙ (v − ⟨v, s⟩/Σs)"
     products = [(label, vjp[name]) for name, label in _PRODUCTS.items() if name in vjp]
     difference = f"largest difference {number(vjp['largest_difference'])}"
     if "full_jacobian" not in vjp:
@@ -88,8 +98,8 @@ def _row_tables(report: dict, encoding: str) -> list[list[str]]:
     ways = vectors([header, *_picked(products, shown)], encoding)
     return [
         vectors([header, *_picked(inputs, shown)], encoding),
-        ["J = diag(σ) − σ·σᵀ", *matrix],
-        ["VJP: J·v = σ ⊙ (v − ⟨v, σ⟩)", *ways, difference],
+        [titles[0], *matrix],
+        [titles[1], *ways, difference],
     ]
 
 
@@ -160,42 +170,56 @@ def _claim(report: dict, name: str) -> str:
 
 
 def _missing_rank(report: dict) -> int:
-    """How many of the K − 1 dimensions the worst numerical rank lacks, though it is as expected."""
+    """How many of the K − 1 dimensions (|S| − 1) the worst numerical rank lacks, as expected."""
     judged = report["properties"].get("rank_is_expected")
     if judged is None or not judged["holds"]:
         return 0
-    return report["K"] - 1 - judged["worst"]["rank"]
+    return judged.get("expected", report["K"] - 1) - judged["worst"]["rank"]
 
 
 def _rank_note(report: dict) -> list[str]:
     missing = _missing_rank(report)
     if not missing:
         return []
+    exact = f"K − 1 = {report['K'] - 1} unless classes are excluded"
+    if report["alpha"] != 1:
+        exact = f"|S| − 1 = {report['properties']['rank_is_expected']['expected']}"
     note = (
-        f"In exact arithmetic rank J = K − 1 = {report['K'] - 1} unless classes are excluded. Of "
-        f"these eigenvalues {missing} lie{'s' * (missing == 1)} below the tolerance of rounding, "
-        "as the probabilities let expect: the numerical rank leaves them out."
+        f"In exact arithmetic rank J = {exact}. Of these eigenvalues {missing} "
+        f"lie{'s' * (missing == 1)} below the tolerance of rounding, as the probabilities let "
+        "expect: the numerical rank leaves them out."
     )
     return ["", *textwrap.wrap(note, _WIDTH)]
 
 
-def _flow(flow: dict, encoding: str) -> list[str]:
+def _flow_formulas(report: dict) -> dict[str, str]:
+    return _FLOW if report["alpha"] == 1 else _FLOW | _FLOW_OF_ENTMAX
+
+
+def _flow(report: dict, encoding: str) -> list[str]:
     """The gradient flow: one value of each field, or its statistics and how many rows collapsed."""
+    flow, formulas = report["flow"], _flow_formulas(report)
+    collapsed = f"{formulas['max_probability']} = 1 in float32"
     many = "collapsed_rows" in flow
     rows = [("gradient flow", "formula", *(("min", "median", "max") if many else ("value",)))]
-    for name, formula in _FLOW.items():
+    for name, formula in formulas.items():
         values = flow[name].values() if many else [flow[name]]
         rows.append((name, formula, *map(whole, values)))
     if many:
-        rows.append(("collapsed_rows", _COLLAPSED, "", "", str(flow["collapsed_rows"])))
+        rows.append(("collapsed_rows", collapsed, "", "", str(flow["collapsed_rows"])))
     else:
-        rows.append(("is_collapsed", _COLLAPSED, "✓" if flow["is_collapsed"] else "✗"))
+        rows.append(("is_collapsed", collapsed, "✓" if flow["is_collapsed"] else "✗"))
     return table(rows, encoding)
 
 
-def _spectrum(spectrum: dict, encoding: str) -> list[str]:
-    eigenvalues, sigma = spectrum["eigenvalues"], spectrum["probabilities"]
-    rows = [["k", "σ₍ₖ₎", "λₖ₊₁", "σ₍ₖ₊₁₎"]]
+def _spectrum(report: dict, encoding: str) -> list[str]:
+    spectrum = report["spectrum"]
+    letter = "σ" if report["alpha"] == 1 else "s"
+    poles = spectrum["probabilities" if letter == "σ" else "weights"]
+    outside = 0 if letter == "σ" else poles.count(0)  # there λ = 0 is no eigenvalue of interest
+    eigenvalues, sigma = spectrum["eigenvalues"][outside:], poles[outside:]
+    sorted_as = f"{letter}₍ₖ₎ ≤ λₖ₊₁ ≤ {letter}₍ₖ₊₁₎ with {letter} sorted"
+    rows = [["k", f"{letter}₍ₖ₎", "λₖ₊₁", f"{letter}₍ₖ₊₁₎"]]
     for k in shown_places(range(len(sigma) - 1), 12):
         if k is None:
             rows.append(["…"] * 4)
@@ -203,15 +227,16 @@ def _spectrum(spectrum: dict, encoding: str) -> list[str]:
             rows.append([str(k + 1), *map(number, (sigma[k], eigenvalues[k + 1], sigma[k + 1]))])
     return [
         f"Spectrum at row {spectrum['row']}, {spectrum['reason']}",
-        "λ_1 = 0, and σ₍ₖ₎ ≤ λₖ₊₁ ≤ σ₍ₖ₊₁₎ with σ sorted",
+        f"λ_1 = 0, and {sorted_as}" + ("" if letter == "σ" else ", on the support"),
         *table(rows, encoding),
     ]
 
 
-def _sweep(sweep: Sequence[dict], encoding: str) -> list[str]:
+def _sweep(report: dict, encoding: str) -> list[str]:
     """The gradient flow against temperature; medians where there are many rows."""
+    sweep, formulas = report["sweep"], _flow_formulas(report)
     many = "collapsed_rows" in sweep[0]
-    rows = [("T", *(_FLOW[name].split(" = ")[0] for name in _SWEPT))]
+    rows = [("T", *(formulas[name].split(" = ")[0] for name in _SWEPT))]
     for flow in sweep:
         values = [flow[name]["median"] if many else flow[name] for name in _SWEPT]
         rows.append((f"{flow['temperature']:g}", *map(number, values)))

@@ -46,7 +46,9 @@ _LINES = {
 }
 
 
-def plot_gradient_flow(flows: Mapping[str, GradientFlow] | GradientFlow) -> Figure:
+def plot_gradient_flow(
+    flows: Mapping[str, GradientFlow] | GradientFlow, *, alpha: float = 1.0
+) -> Figure:
     """The distribution of the gradient flow over the rows of each layer or head.
 
     Boxes hold half of the rows around the median, whiskers nine tenths. Rows with fewer than two
@@ -54,6 +56,7 @@ def plot_gradient_flow(flows: Mapping[str, GradientFlow] | GradientFlow) -> Figu
 
     Args:
         flows: by name, or one `GradientFlow` whose first axis is of layers or heads.
+        alpha: the α they were measured at: where it is not 1, ‖J‖₂ is shown over its bound Σs/2.
 
     Returns:
         A Figure of four panels, in the width of two journal columns.
@@ -81,18 +84,19 @@ def plot_gradient_flow(flows: Mapping[str, GradientFlow] | GradientFlow) -> Figu
         panels = figure.subplots(2, 2, sharex=True)
         for axes, name in zip(panels.flat, _PANELS, strict=True):
             _boxes(axes, np.stack([getattr(q, name) for q in quantiles]))
-            _label(axes, name)
+            _label(axes, name, alpha)
             axes.set_xticks(shown, [list(flows)[i] for i in shown], rotation=90 * (len(flows) > 8))
             room = max(0.6, 1.6 - len(flows) / 2)  # so that a few boxes are no wider than many
             axes.set_xlim(-room, len(flows) - 1 + room)
     return figure
 
 
-def plot_temperature_sweep(sweep: TemperatureSweep) -> Figure:
+def plot_temperature_sweep(sweep: TemperatureSweep, *, alpha: float = 1.0) -> Figure:
     """The gradient flow against the temperature: the median row, and a band of nine tenths.
 
     Args:
         sweep: what `temperature_sweep` returned.
+        alpha: the α it was measured at, as in `plot_gradient_flow`.
 
     Returns:
         A Figure of four panels, in the width of two journal columns.
@@ -115,7 +119,7 @@ def plot_temperature_sweep(sweep: TemperatureSweep) -> Figure:
             axes.plot(sweep.temperatures, median, "o-", color=BLUE)
             axes.fill_between(sweep.temperatures, low, high, color=BLUE, alpha=0.25, linewidth=0)
             _temperatures(axes)
-            _label(axes, name)
+            _label(axes, name, alpha)
     return figure
 
 
@@ -179,8 +183,9 @@ def _temperatures(axes: Axes) -> None:
     axes.set_xlabel("temperature T")
 
 
-def _label(axes: Axes, name: str) -> None:
+def _label(axes: Axes, name: str, alpha: float) -> None:
     title, is_logarithmic = _PANELS[name]
+    title += " / Σs" if name == "spectral_norm_share" and alpha != 1 else ""
     axes.set_title(title)
     if is_logarithmic:
         axes.set_yscale("log", nonpositive="clip")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsoftjac.dense import jacobian_block
-from jaxsoftjac.operators import EntmaxJacobian, SoftmaxJacobian
+from jaxsoftjac.operators import EntmaxJacobian
 from jaxsoftjac.plots._style import (
     BLUE,
     DOUBLE_COLUMN,
@@ -74,21 +74,24 @@ def plot_jacobian(x: jax.Array, *, alpha: float = 1.0) -> Figure:
     return figure
 
 
-def plot_spectrum(x: jax.Array) -> Figure:
+def plot_spectrum(x: jax.Array, *, alpha: float = 1.0) -> Figure:
     """The eigenvalues of J at one row of logits, each between its two poles, below the bound ½.
 
     Sorted, each nonzero eigenvalue lies between two neighbouring probabilities (interlacing), and
-    none is above ½; ¼ bounds only the diagonal. The eigenvalue 0 is not drawn.
+    none is above ½; ¼ bounds only the diagonal. The eigenvalue 0 is not drawn. For α-entmax the
+    poles are s = p^{2−α} of the classes of the support, the bounds Σs/2 and Σs/4.
 
     Args:
         x: Logits of shape [K], K ≥ 2.
+        alpha: α in [1, 4]: 1 is softmax, 2 sparsemax.
 
     Returns:
         A Figure in the width of one journal column.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `x` does not have exactly one dimension, or fewer than two logits.
+        ValueError: if `x` does not have exactly one dimension, or fewer than two logits, or `alpha`
+            is out of range.
 
     Examples:
         >>> (axes,) = plot_spectrum(jnp.array([1.0, 0.0, 0.0, 0.0])).axes
@@ -96,20 +99,26 @@ def plot_spectrum(x: jax.Array) -> Figure:
         Spectrum of J = diag(σ) − σσᵀ
     """
     _require_row(x, at_least=2)
-    J = SoftmaxJacobian.from_logits(x)
-    sigma, eigenvalues = np.sort(np.asarray(J.sigma, np.float64)), np.asarray(J.eigvalsh())[1:]
-    k = np.arange(1, len(sigma))
+    J = EntmaxJacobian.from_logits(x, alpha)
+    s, matrix, total = "s", "diag(s) − ssᵀ/Σs", float(J.scale)
+    half, quarter = "λ ≤ Σs/2", "sᵢ(1 − sᵢ/Σs) ≤ Σs/4"
+    if alpha == 1:
+        s, matrix, half, quarter = "σ", "diag(σ) − σσᵀ", "λ ≤ ½", "σᵢ(1 − σᵢ) ≤ ¼"
+    poles = np.sort(np.asarray(J.scale * J.softmax.sigma, np.float64))
+    outside = 0 if alpha == 1 else np.count_nonzero(poles == 0)
+    poles, eigenvalues = poles[outside:], np.asarray(J.eigvalsh())[outside + 1 :]
+    k = np.arange(1, len(poles))
     with journal_style(SINGLE_COLUMN, 2.6) as figure:
         axes = figure.subplots()
-        axes.vlines(k, sigma[:-1], sigma[1:], color=BLUE, linewidth=_interval_width(k), alpha=0.5)
-        axes.plot(k, sigma[:-1], "_", color=BLUE, label="poles σ₍ₖ₎ ≤ λ ≤ σ₍ₖ₊₁₎")
-        axes.plot(k, sigma[1:], "_", color=BLUE)
+        axes.vlines(k, poles[:-1], poles[1:], color=BLUE, linewidth=_interval_width(k), alpha=0.5)
+        axes.plot(k, poles[:-1], "_", color=BLUE, label=f"poles {s}₍ₖ₎ ≤ λ ≤ {s}₍ₖ₊₁₎")
+        axes.plot(k, poles[1:], "_", color=BLUE)
         axes.plot(k, eigenvalues, ".", color=VERMILION, label="eigenvalues λₖ₊₁")
-        guide(axes, 0.5, "λ ≤ ½")
-        guide(axes, 0.25, "σᵢ(1 − σᵢ) ≤ ¼", ":")
-        if sigma[0] < 1e-2 * sigma[-1]:
+        guide(axes, total / 2, half)
+        guide(axes, total / 4, quarter, ":")
+        if poles[0] < 1e-2 * poles[-1]:
             axes.set_yscale("log", nonpositive="clip")
-        axes.set(xlabel="k", ylabel="eigenvalue", title="Spectrum of J = diag(σ) − σσᵀ")
+        axes.set(xlabel="k", ylabel="eigenvalue", title=f"Spectrum of J = {matrix}")
         whole_ticks(axes.xaxis)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure

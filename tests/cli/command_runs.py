@@ -48,3 +48,14 @@ def numpy_jacobian(x):
 def minus(text):
     """The text with the minus sign that Python reads."""
     return text.replace("−", "-")
+
+
+def numbers(line):
+    return [float(word) for word in re.findall(r"-?\d+\.?\d*(?:e[+-]\d+)?", minus(line))]
+
+
+def table(text, head):
+    """The cells below the line that begins with `head`, as numbers."""
+    lines = text.split(head, 1)[1].splitlines()[1:]
+    lines = lines[: next(i for i, line in enumerate([*lines, ""]) if not line.strip("\n"))]
+    return np.array([numbers(line) for line in lines if "---" not in line])

@@ -102,6 +102,18 @@ def test_each_eigenvalue_is_drawn_between_its_poles_and_below_the_bound():
     assert axes.get_yscale() == "linear"
 
 
+def test_the_spectrum_of_a_sparse_member_is_that_of_its_support():
+    axes = plot_spectrum(X, alpha=1.5).axes[0]
+    lower, upper, eigenvalues, half, quarter = (line.get_ydata() for line in axes.lines)
+    J = np.asarray(jax.jacfwd(entmax)(X), np.float64)
+    s = np.sort(np.sqrt(entmax(X)))
+    s = s[s > 0]
+    assert len(s) < len(X)
+    np.testing.assert_allclose(eigenvalues, np.linalg.eigvalsh(J)[1 - len(s) :], rtol=1e-5)
+    np.testing.assert_allclose([lower, upper], [s[:-1], s[1:]], rtol=1e-5)
+    np.testing.assert_allclose([half[0], quarter[0]], [s.sum() / 2, s.sum() / 4], rtol=1e-5)
+
+
 def test_a_peaked_spectrum_is_drawn_on_a_logarithmic_scale_and_saved(tmp_path):
     figure = plot_spectrum(jnp.linspace(0.0, 9.0, 200))
     assert figure.axes[0].get_yscale() == "log"
