@@ -135,6 +135,28 @@ def test_the_derivative_by_alpha_in_both_modes_and_twice():
         np.testing.assert_allclose(twice[1:], middle, rtol=1e-4, atol=1e-6)
 
 
+def test_the_limits_and_the_loss_by_alpha():
+    """α → 1 and 2 from values beside them; ∂/∂α of p and of the loss by finite differences."""
+    x, h = rows(6, 0.5, WIDE), 1e-5 if WIDE == jnp.float64 else 1e-2
+    alphas = jnp.asarray([1, 1 + h, 2 - h, 2, 2 + h], WIDE)[:, None]
+
+    @quick_jit
+    def values_and_slopes(x, alphas):
+        x = jnp.broadcast_to(x, (5, *x.shape))
+        alphas = jnp.broadcast_to(alphas, x.shape[:-1])
+        fs = lambda a: (jsj.entmax(x, a), jsj.entmax_loss(x, jnp.full(alphas.shape, 2), a))  # noqa: E731
+        return jax.jvp(fs, (alphas,), (jnp.ones_like(alphas),))
+
+    (p, loss), slopes = values_and_slopes(x, alphas)
+    close(p[0], jsj.softmax(x))
+    close(p[3], jsj.sparsemax(x))
+    close(loss[0], jsj.cross_entropy(x, 2))
+    for value, slope in zip((p, loss), slopes, strict=True):
+        np.testing.assert_allclose((value[1] - value[0]) / h, slope[0], atol=20 * h)
+        np.testing.assert_allclose((value[4] - value[2]) / (2 * h), slope[3], atol=20 * h)
+        assert np.abs(slope[0]).max() > 0.05
+
+
 def test_permuted_and_shifted_rows():
     x, order = rows(7, 0.5, WIDE), np.random.default_rng(1).permutation(7)
     kinds = every_alpha(x), every_alpha(x[:, order]), every_alpha(x + 8)
