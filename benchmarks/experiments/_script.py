@@ -1,6 +1,7 @@
 """What the experiments share: their command line, progress bars, and a small classifier."""
 
 import argparse
+import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,30 @@ def main(claim: str | None, experiment: Callable[[bool], tuple[Report, Figure]])
 
 def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
     return tqdm(items, desc=what, leave=False)
+
+
+class Table:
+    """Rows in a CSV that is appended to as runs go on, so that those in it need no repetition.
+
+    Attributes:
+        rows: what is in it: texts, then numbers.
+    """
+
+    def __init__(self, path: Path, header: list[str], texts: int):
+        """Reads the file if there is one; the first so many columns are texts."""
+        self.path, self.header, self.rows = path, header, []
+        if path.exists():
+            with path.open(newline="") as file:
+                lines = list(csv.reader(file))[1:]
+            self.rows = [[*line[:texts], *map(float, line[texts:])] for line in lines]
+
+    def append(self, rows: list[list]) -> None:
+        """Adds the rows of one run."""
+        is_new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([self.header] * is_new + rows)
+        self.rows += rows
 
 
 def initial_classifier(sizes: list[int], seed: int = 0) -> Params:

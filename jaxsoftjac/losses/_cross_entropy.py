@@ -46,6 +46,12 @@ def cross_entropy(
     prediction. Without `z_loss` the Hessian is J, in every mode. Of the logits' size, only the
     arguments themselves are kept for the derivatives.
 
+    What comes after may lose a gradient that is small but exact. Adam adds ε = 1e-8 to its size:
+    below that the steps shrink, unless ε is smaller, as in `optax.adam(rate, eps=1e-15)`. Below
+    1e-19 the square of a gradient is 0 in float32, and the step is divided by ε alone. Plain
+    descent adds rate·gradient to the parameters, which in float32 do not move by less than 6e-8 of
+    themselves: steps that do not depend on the gradient's size help, or float64 parameters.
+
     Cost: O(K) per example, in every mode and order.
 
     Args:
