@@ -46,6 +46,46 @@ def test_a_subject_prints_and_stores_tables_and_claims(subject, tmp_path, capsys
         assert claim["text"] in out
 
 
+# Of each experiment that can be resumed: its sizes, its arms but for two, what trains in it.
+SMALL = {
+    "distillation": {"QUICK": ((1.0, 8.0), 4, (5.0,), 4, 2, 1), "TEACHER_STEPS": 5},
+    "softmax_collapse": {"QUICK": (5, 8, 4, 2, 1)},
+}
+ARMS = {"distillation": ("KL", "ENTROPY"), "softmax_collapse": ("ARMS",)}
+RUNS = {"distillation": ("distil", "play", "teacher"), "softmax_collapse": ("run",)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_an_experiment_is_resumed_where_it_was(name, tmp_path, monkeypatch):
+    module = importlib.import_module(f"benchmarks.experiments.{name}")
+    path = tmp_path / "rows.csv"
+    for constant, value in SMALL[name].items():
+        monkeypatch.setattr(module, constant, value)
+    for arms in ARMS[name]:
+        every = getattr(module, arms)
+        kept = [arm for arm in every if arm in ("jaxsoftjac", "optax", "textbook, float64")][:2]
+        monkeypatch.setattr(module, arms, {arm: every[arm] for arm in kept})
+    with jax.numpy_rank_promotion("allow"):
+        report, figure = module.experiment(True, path)
+    assert report.tables
+    assert all(claim.met for claim in report.claims)
+    assert report.claims[0].measured > 1e-10  # an error of float32, not of float64 in its place
+    figure.savefig(tmp_path / "picture.png")
+    lines, whole = path.read_text().splitlines(), str(report)
+    path.write_text("\n".join(lines[:-3]) + "\n")  # the last run has three marks, now none
+    runs = []
+    for function in RUNS[name]:
+        original = getattr(module, function)
+        watched = lambda *a, f=original: runs.append(a[0]) or f(*a)  # noqa: E731
+        monkeypatch.setattr(module, function, watched)
+    with jax.numpy_rank_promotion("allow"):
+        report, _ = module.experiment(True, path)
+    assert str(report) == whole
+    assert path.read_text().splitlines() == lines
+    assert len(runs) == 1
+
+
 def test_the_json_file_holds_every_subject_in_turn(tmp_path, monkeypatch, capsys):
     path, subjects = tmp_path / "figures.json", ["curvature", "dense"]
     for subject in subjects:
