@@ -43,6 +43,11 @@ class LossOptions(NamedTuple):
         """Whether the log-normalizer counts, as far as is known."""
         return not _is_zero(self.z_loss)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is mixed in, as far as is known."""
+        return not (self.has_smoothing or self.has_z_loss)
+
     def split(self) -> "tuple[LossOptions, LossOptions]":
         """The Python numbers, which can be static, and the arrays; None elsewhere."""
         known = [value if isinstance(value, float) else None for value in self]

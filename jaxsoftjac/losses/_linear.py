@@ -38,6 +38,7 @@ from jaxsoftjac.losses._linear_gradients import (
     gradient_pushforward,
     log_normalizer,
     loss,
+    mass_of_target,
     weighted_sum,
 )
 from jaxsoftjac.losses._vocabulary import row_terms
@@ -94,8 +95,8 @@ def linear_cross_entropy(
         labels: integers [...].
         bias: real array [V]; −∞ excludes a class.
         weights: factors of the losses, [...].
-        class_weights: weights [V] of the labels' classes, as for `cross_entropy`; split over
-            devices as `kernel` is, and not together with `label_smoothing`.
+        class_weights: w [V] in the target, as for `cross_entropy`; split over devices as `kernel`
+            is, and not together with both `label_smoothing` and `logit_softcap`.
         label_smoothing: as for `cross_entropy`.
         z_loss: as for `cross_entropy`.
         logit_softcap: c > 0 replaces z by c·tanh(z/c), but for excluded classes; may be traced.
@@ -165,11 +166,13 @@ def _linear_cross_entropy(
     problem = problem_of(operands, labels, weights, class_weights, traced, **static)
     (layout, options), rows = problem.static, problem.weights.ndim - 1
     is_total = static["reduction"] != "none" and static["axis_name"] is None
+    is_total = is_total and problem.of_classes is None
     if is_total and not return_log_normalizer and options.is_static:
         operands = without_ignored(problem)
         return weighted_sum(operands, problem.labels, problem.weights, problem.static)
     terms, constants = row_terms(without_ignored(problem), problem.labels, layout)
-    losses = lax.squeeze(weighted(problem.weights, loss(terms, constants, options)), (rows,))
+    losses = loss(terms, constants, options, problem.of_classes)
+    losses = lax.squeeze(weighted(problem.weights, losses), (rows,))
     result = losses if static["reduction"] == "none" else jnp.sum(losses)
     if not return_log_normalizer:
         return result
@@ -215,8 +218,8 @@ def linear_cross_entropy_gauss_newton(
         tangents: arrays like (hidden, kernel), or (hidden, kernel, bias) with a bias.
         bias: real array [V].
         weights: factors of the losses.
-        class_weights: weights of the labels' classes.
-        label_smoothing: does not change the product.
+        class_weights: w [V] in the target.
+        label_smoothing: does not change the product but for class weights.
         z_loss: as for `cross_entropy`.
         logit_softcap: c > 0 replaces z by c·tanh(z/c).
         ignore_index: label whose examples do not count.
@@ -272,13 +275,14 @@ def _gauss_newton(
         along = operands, moves, labels
         return _over_vocabulary(product_of, names, specs, *along, weights, class_weights, traced)
     problem = problem_of(operands, labels, weights, class_weights, traced, **static)
+    weights, options = mass_of_target(problem.weights, problem.static.options, problem.of_classes)
     _, product = gradient_pushforward(
         without_ignored(problem._replace(operands=moves)),
-        jnp.zeros_like(problem.weights),
+        jnp.zeros_like(weights),
         without_ignored(problem),
         problem.labels,
-        problem.weights,
-        problem.static,
+        weights,
+        problem.static._replace(options=options),
         hold=True,
     )
     return tuple(a for a in (product.shared.hidden, *product.head) if a is not None)

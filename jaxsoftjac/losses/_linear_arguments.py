@@ -17,7 +17,7 @@ from jaxsoftjac.losses._arguments import (
     is_ignored,
 )
 from jaxsoftjac.losses._blocks import Head, Layout, Operands, Shared, logits_dtype
-from jaxsoftjac.losses._linear_gradients import Static
+from jaxsoftjac.losses._linear_gradients import OfClasses, Static
 
 _BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
 _NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128
@@ -43,15 +43,21 @@ class Problem(NamedTuple):
     labels: jax.Array  # [..., 1]
     weights: jax.Array  # [..., 1]
     ignored: jax.Array | None  # [..., 1]
+    of_classes: OfClasses | None  # None where they are in the weights already
     static: Static
 
 
 def without_ignored(problem: Problem) -> Operands:
     """The operands, with hidden states of 0 for the examples that are ignored."""
-    shared, head = problem.operands
-    if problem.ignored is not None:
-        shared = shared._replace(hidden=jnp.where(problem.ignored, 0, shared.hidden))
-    return Operands(shared, head)
+    if problem.ignored is None:
+        return problem.operands
+    return _without(problem.ignored, problem.operands)
+
+
+def _without(ignored: jax.Array, operands: Operands) -> Operands:
+    shared = operands.shared
+    hidden = jnp.where(ignored, 0, shared.hidden)
+    return operands._replace(shared=shared._replace(hidden=hidden))
 
 
 def problem_of(
@@ -79,16 +85,21 @@ def problem_of(
     if ignored is not None:
         ignored = jnp.broadcast_to(ignored, lead)[..., None]
         labels, weights = jnp.where(ignored, 0, labels), jnp.where(ignored, 0, weights)
+    shares, of_classes = weights, None
     if class_weights is not None:
-        weights = weights * _weight_of_label(class_weights, labels, V, options, axis_name)
+        kept = operands if ignored is None else _without(ignored, operands)
+        of_classes = _of_classes(class_weights, kept, labels, options, axis_name)
+        shares = weights * of_classes.at_label
+        if options.is_plain:
+            weights, of_classes = shares, None
     if reduction == "mean":
-        total = jnp.sum(weights)
+        total = jnp.sum(shares)
         weights = weights * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
     slices = 1 if axis_name is None else lax.axis_size(axis_name)
     weights = weights * nan_unless((labels >= 0) & (labels < slices * V), weights.dtype)
     has_mean = not (options.is_static and options.label_smoothing == 0)
     layout = _layout(V, labels.size, block_size, has_mean, axis_name)
-    return Problem(operands, labels, weights, ignored, Static(layout, options))
+    return Problem(operands, labels, weights, ignored, of_classes, Static(layout, options))
 
 
 def _layout(
@@ -153,18 +164,40 @@ def _checked_weights(weights: jax.Array | None, column: jax.Array) -> jax.Array:
     return jnp.broadcast_to(weights, lead)[..., None] * ones
 
 
-def _weight_of_label(
-    class_weights: jax.Array, labels: jax.Array, V: int, options: LossOptions, axis_name: str | None
-) -> jax.Array:
-    """The weight of each label's class, of the shape of `labels`."""
+def _of_classes(
+    class_weights: jax.Array,
+    operands: Operands,
+    labels: jax.Array,
+    options: LossOptions,
+    axis_name: str | None,
+) -> OfClasses:
+    (hidden, softcap, origin), (kernel, bias) = operands
+    V, dtype = kernel.shape[1], logits_dtype(operands)
     if class_weights.shape != (V,):
         raise ValueError(f"`class_weights` must have shape ({V},), got {class_weights.shape}")
-    if options.has_smoothing:
-        raise ValueError("`class_weights` cannot be given with `label_smoothing`")
+    if options.has_smoothing and softcap is not None:
+        raise ValueError(
+            "`class_weights` must be None with both `label_smoothing` and `logit_softcap`, got both"
+        )
+
+    def total(of_slice: jax.Array) -> jax.Array:
+        return of_slice if axis_name is None else lax.psum(of_slice, axis_name)
+
+    class_weights = class_weights.astype(dtype)
     index = labels - jnp.asarray(first_class(V, axis_name), labels.dtype)
     is_own = (index >= 0) & (index < V)
-    own = jnp.where(is_own, class_weights[jnp.where(is_own, index, 0)], 0)
-    return own if axis_name is None else lax.psum(own, axis_name)
+    at_label = total(jnp.where(is_own, class_weights[jnp.where(is_own, index, 0)], 0))
+    kept = jnp.ones(V, bool) if bias is None else bias != -jnp.inf
+    share = jnp.where(kept, class_weights, 0) / jnp.maximum(total(jnp.sum(kept.astype(dtype))), 1)
+    mean = total(jnp.sum(share))
+    if not options.has_smoothing:
+        return OfClasses(at_label, mean, None)
+    # The logits are linear in the kernel: the mean of all takes one product with their weights.
+    mean_logits = hidden.astype(dtype) @ total(kernel.astype(dtype) @ share)[:, None]
+    if bias is not None:
+        above = jnp.where(kept, bias.astype(dtype) - (0 if origin is None else origin), 0)
+        mean_logits = mean_logits + total(jnp.sum(share * above))
+    return OfClasses(at_label, mean, mean_logits)
 
 
 def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:

@@ -39,6 +39,14 @@ class Static(NamedTuple):
     options: LossOptions
 
 
+class OfClasses(NamedTuple):
+    """What class weights w make of the terms of the loss."""
+
+    at_label: jax.Array  # w of the label, [..., 1]
+    mean: jax.Array  # Σw over the classes that are not excluded, over their number
+    mean_logits: jax.Array | None  # Σwz likewise, [..., 1]; None without smoothing
+
+
 def log_normalizer(terms: Terms, constants: Constants) -> jax.Array:
     """The logsumexp of each example, [..., 1]; −∞ without classes."""
     is_empty = terms.rest < 0
@@ -48,14 +56,39 @@ def log_normalizer(terms: Terms, constants: Constants) -> jax.Array:
     return jnp.where(is_empty, -jnp.inf, value)
 
 
-def loss(terms: Terms, constants: Constants, options: LossOptions) -> jax.Array:
+def loss(
+    terms: Terms,
+    constants: Constants,
+    options: LossOptions,
+    of_classes: OfClasses | None = None,
+) -> jax.Array:
     """The loss of each example, [..., 1]."""
-    uniform = lse = None
-    if options.has_smoothing:
-        uniform = terms.descent + jnp.log1p(jnp.where(terms.rest < 0, 0, terms.rest))
+    surprise, uniform, lse = terms.surprise, None, None
     if options.has_z_loss:
         lse = log_normalizer(terms, constants)
-    return mixed(terms.surprise, uniform, lse, options)
+    if of_classes is not None:
+        surprise = weighted(of_classes.at_label, surprise)
+    if of_classes is not None and of_classes.mean_logits is not None:
+        from_origin = log_normalizer(terms, constants._replace(origin=None))
+        uniform = weighted(of_classes.mean, from_origin) - of_classes.mean_logits
+    elif options.has_smoothing:
+        uniform = terms.descent + jnp.log1p(jnp.where(terms.rest < 0, 0, terms.rest))
+    return mixed(surprise, uniform, lse, options)
+
+
+def mass_of_target(
+    weights: jax.Array, options: LossOptions, of_classes: OfClasses | None
+) -> tuple[jax.Array, LossOptions]:
+    """Weights and options of a loss that has the same Gauss–Newton product, without `of_classes`.
+
+    The logits' Hessian of Σt·(−log σ) is that of −log σ at any label, Σt times.
+    """
+    if of_classes is None:
+        return weights, options
+    s = jnp.asarray(options.label_smoothing, weights.dtype)
+    mass = (1 - s) * of_classes.at_label + s * of_classes.mean
+    mass = jnp.where(mass == 0, 1e-30, mass)  # z_loss, which is not weighted by class, stays
+    return weights * mass, LossOptions(0.0, jnp.asarray(options.z_loss, mass.dtype) / mass)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -161,7 +194,7 @@ def _loss_and_slopes(
     """The losses, and the derivatives of Σ w·loss by the terms; None by those it does not use."""
     losses, pullback = jax.vjp(lambda terms: loss(terms, constants, options), terms)
     by_terms = pullback(weights)[0]._replace(tail=None)
-    return losses, by_terms._replace(rest=None) if options == LossOptions() else by_terms
+    return losses, by_terms._replace(rest=None) if options.is_plain else by_terms
 
 
 def _block_gradient(

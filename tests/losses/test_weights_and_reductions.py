@@ -1,5 +1,6 @@
 """Weights of examples and classes, reductions and several class axes, against plain float64."""
 
+import functools
 import itertools
 
 import chex
@@ -144,16 +145,78 @@ def test_weights_of_classes_that_are_split():
     close(split(*at), plain(X, LABELS, 0.3, 0.0, None, CLASS_WEIGHTS, None, "mean"))
 
 
-def test_the_linear_loss_weighs_classes_alike():
+LINEAR_OPTIONS = [
+    {"bias": None, "reduction": "sum"},
+    {"bias": None, "z_loss": 0.3, "ignore_index": 2},
+    {"label_smoothing": 0.2, "reduction": "mean", "ignore_index": 2},
+    {"label_smoothing": 1.0, "z_loss": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", LINEAR_OPTIONS)
+def test_the_linear_loss_weighs_classes_alike(options):
     kernel = jnp.asarray(RANDOM.normal(size=(K, 7)), WIDE)
-    class_weights, x = RANDOM.uniform(0.5, 2, 7), jnp.asarray(X, WIDE)
-    for reduction in ("none", "sum", "mean"):
-        options = {"class_weights": class_weights, "weights": WEIGHTS, "reduction": reduction}
-        ours = jsj.linear_cross_entropy(x, kernel, LABELS, block_size=3, **options)
-        close(ours, jsj.cross_entropy(x @ kernel, LABELS, **options))
-    with pytest.raises(ValueError, match="`class_weights` cannot be given with `label_smoothing`"):
+    class_weights = jnp.asarray(RANDOM.uniform(0.5, 2, 7), WIDE).at[1].set(0)
+    bias = jnp.asarray([0, 1, -np.inf, 2, 0, -1, 1], WIDE)
+    options = {"bias": bias, "weights": WEIGHTS} | options
+    bias = options.pop("bias")
+    at = jnp.asarray(X, WIDE), kernel, class_weights
+
+    def linear(x, kernel, w):
+        ours = {"bias": bias, "block_size": 3, "class_weights": w} | options
+        return jsj.linear_cross_entropy(x, kernel, LABELS, **ours)
+
+    def on_logits(x, kernel, w):
+        logits = x @ kernel + (0 if bias is None else bias[None])
+        return jsj.cross_entropy(logits, LABELS, class_weights=w, **options)
+
+    @functools.partial(quick_jit, static_argnums=0)
+    def in_every_order(f, *at):
+        def total(*at):
+            finite = jnp.where(jnp.isfinite(f(*at)), f(*at), 0)  # a label may be excluded
+            return jnp.sum(jnp.sin(finite))
+
+        gradient = jax.grad(total, (0, 1, 2))
+        return f(*at), gradient(*at), jax.jvp(gradient, at, jax.tree.map(jnp.cos, at))[1]
+
+    jax.tree.map(close, in_every_order(linear, *at), in_every_order(on_logits, *at))
+
+    def losses(logits):
+        summed = options | {"reduction": "sum"}
+        return jsj.cross_entropy(logits, LABELS, class_weights=class_weights, **summed)
+
+    if options.get("reduction") != "mean" and bias is None:
+        logits, push = jax.linearize(jnp.matmul, *at[:2])
+        along = jax.tree.map(jnp.sin, at[:2])
+        curved = jax.jvp(jax.grad(losses), (logits,), (push(*along),))[1]
+        product = jsj.linear_cross_entropy_gauss_newton(
+            *at[:2], LABELS, along, class_weights=class_weights, block_size=3, **options
+        )
+        jax.tree.map(close, product, jax.linear_transpose(push, *at[:2])(curved))
+
+
+def test_the_linear_loss_weighs_classes_that_are_split():
+    kernel = jnp.asarray(RANDOM.normal(size=(K, 6)), WIDE)
+    class_weights, x = jnp.asarray(RANDOM.uniform(0.5, 2, 6), WIDE), jnp.asarray(X, WIDE)
+    options = {"label_smoothing": 0.3, "z_loss": 0.1, "reduction": "mean"}
+
+    def split(x, kernel, w):
+        local = jax.vmap(
+            lambda kernel, w: jsj.linear_cross_entropy(
+                x, kernel, LABELS, class_weights=w, axis_name="v", **options
+            ),
+            axis_name="v",
+        )
+        return local(jnp.moveaxis(kernel.reshape(K, 2, 3), 1, 0), w.reshape(2, 3))[0]
+
+    whole = jsj.cross_entropy(x @ kernel, LABELS, class_weights=class_weights, **options)
+    close(split(x, kernel, class_weights), whole)
+
+
+def test_class_weights_of_a_smoothed_and_capped_linear_loss_are_refused():
+    with pytest.raises(ValueError, match="`class_weights` must be None with both"):
         jsj.linear_cross_entropy(
-            x, kernel, LABELS, class_weights=class_weights, label_smoothing=0.1
+            X, X.T, LABELS, class_weights=np.ones(N), label_smoothing=0.1, logit_softcap=2.0
         )
 
 
