@@ -64,7 +64,7 @@ FUNCTIONS = {
     "eigvalsh": (lambda x: jsj.SoftmaxJacobian.from_logits(x).eigvalsh(), ROWS),
     "linear_cross_entropy": (linear(), HEAD),
     "linear_cross_entropy, mean": (
-        linear(reduction="mean", class_weights=np.linspace(0.5, 2, V)),
+        linear(reduction="mean", label_smoothing=0.1, class_weights=np.linspace(0.5, 2, V)),
         HEAD,
     ),
     "linear_cross_entropy_gauss_newton": (gauss_newton, HEAD),

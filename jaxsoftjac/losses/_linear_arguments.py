@@ -185,8 +185,7 @@ def _of_classes(
 
     class_weights = class_weights.astype(dtype)
     index = labels - jnp.asarray(first_class(V, axis_name), labels.dtype)
-    is_own = (index >= 0) & (index < V)
-    at_label = total(jnp.where(is_own, class_weights[jnp.where(is_own, index, 0)], 0))
+    at_label = total(_at(class_weights, index))
     kept = jnp.ones(V, bool) if bias is None else bias != -jnp.inf
     share = jnp.where(kept, class_weights, 0) / jnp.maximum(total(jnp.sum(kept.astype(dtype))), 1)
     mean = total(jnp.sum(share))
@@ -198,6 +197,20 @@ def _of_classes(
         above = jnp.where(kept, bias.astype(dtype) - (0 if origin is None else origin), 0)
         mean_logits = mean_logits + total(jnp.sum(share * above))
     return OfClasses(at_label, mean, mean_logits)
+
+
+def _at(class_weights: jax.Array, index: jax.Array) -> jax.Array:
+    """The weights at [..., 1] indices, 0 out of range."""
+    V = class_weights.shape[0]
+    if any(jax.typeof(index).sharding.spec):  # Explicit axes refuse to gather
+        is_at = index == jnp.arange(V, dtype=index.dtype).reshape(*[1] * (index.ndim - 1), V)
+        return jnp.sum(
+            jnp.where(is_at, jnp.expand_dims(class_weights, tuple(range(index.ndim - 1))), 0),
+            -1,
+            keepdims=True,
+        )
+    is_inside = (index >= 0) & (index < V)
+    return jnp.where(is_inside, class_weights[jnp.where(is_inside, index, 0)], 0)
 
 
 def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:
