@@ -15,7 +15,10 @@ LABELS = np.arange(8) % 3
 Q = RNG.normal(size=(2, 4, 2, 3)).astype("float32")
 HIDDEN, KERNEL = X[:, :2], X[:2]
 FIT = regression.FittedRegression(KERNEL, X[0], *(np.float32(0),) * 4, None, np.array(False))
-FLOW = diagnostics.GradientFlow(np.full(8, 3), *np.ones((12, 8), "float32"), np.zeros(8, bool))
+COUNTS = np.full(8, 3)
+FLOW = diagnostics.GradientFlow(
+    COUNTS, *np.ones((12, 8), "float32"), np.zeros(8, bool), support=COUNTS
+)
 
 
 class Call(NamedTuple):
