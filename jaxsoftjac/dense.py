@@ -9,6 +9,7 @@ Entries are built from σ and its complements, so that they keep their digits on
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,14 @@ from jaxsoftjac._checks import (
 from jaxsoftjac._closed_forms import complement, dense_jacobian, own_slice
 from jaxsoftjac._row_functions import logsumexp_rows, softmax_rows
 from jaxsoftjac._rows import LAST, has_classes, nan_unless
+from jaxsoftjac._rules import compiled
 from jaxsoftjac._sharding import whole
-from jaxsoftjac.losses._arguments import checked_arguments, checked_options, target_mass
+from jaxsoftjac.losses._arguments import (
+    LossOptions,
+    checked_arguments,
+    checked_options,
+    target_mass,
+)
 from jaxsoftjac.products import softmax_vjp
 
 __all__ = ["softmax_jacobian", "log_softmax_jacobian", "softmax_hessian", "cross_entropy_hessian"]
@@ -62,8 +69,7 @@ def softmax_jacobian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
         >>> print(f"{J[0, 0]:.2e} {J[0, 1]:.2e}")
         9.36e-14 -9.36e-14
     """
-    sigma, _, dtype = _probabilities(x, axis, where)
-    return dense_jacobian(sigma).astype(dtype)
+    return _dense(x, axis, where, _jacobian_of)
 
 
 def log_softmax_jacobian(
@@ -78,8 +84,7 @@ def log_softmax_jacobian(
     [[ 0.5 -0.5]
      [-0.5  0.5]]
     """
-    sigma, kept, dtype = _probabilities(x, axis, where)
-    return _log_jacobian(sigma, kept).astype(dtype)
+    return _dense(x, axis, where, _log_jacobian)
 
 
 def softmax_hessian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -104,12 +109,7 @@ def softmax_hessian(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = Non
         >>> print(hessian.shape, f"{hessian[0, 0, 0]:.3f}")
         (2, 2, 2) 0.094
     """
-    sigma, kept, dtype = _probabilities(x, axis, where)
-    log_jacobian = _log_jacobian(sigma, kept)
-    squares = log_jacobian[..., :, None] * log_jacobian[..., None, :]
-    jacobian = dense_jacobian(whole(sigma, sigma.ndim - 1))
-    hessian = sigma[..., None, None] * (squares - jacobian[..., None, :, :])
-    return hessian.astype(dtype)
+    return _dense(x, axis, where, _hessian_of)
 
 
 def cross_entropy_hessian(
@@ -153,23 +153,43 @@ def cross_entropy_hessian(
          [-0.25  0.25]]
     """
     check_axis_name(axis_name)
-    options = checked_options(label_smoothing, z_loss)
-    x, labels, ignored, classes = checked_arguments(
+    known, traced = checked_options(label_smoothing, z_loss).split()
+    return _cross_entropy_hessian(
         as_real("logits", logits),
         as_array("labels", labels),
-        as_index("axis", axis),
-        where,
-        None if ignore_index is None else as_index("ignore_index", ignore_index),
-        axis_name,
+        None if where is None else as_array("where", where),
+        traced,
+        known=known,
+        axis=as_index("axis", axis),
+        ignore_index=None if ignore_index is None else as_index("ignore_index", ignore_index),
+        axis_name=axis_name,
+    )
+
+
+@compiled("known", "axis", "ignore_index", "axis_name")
+def _cross_entropy_hessian(
+    logits: jax.Array,
+    labels: jax.Array,
+    where: jax.Array | None,
+    traced: LossOptions,
+    *,
+    known: LossOptions,
+    axis: int,
+    ignore_index: int | None,
+    axis_name: str | None,
+) -> jax.Array:
+    options = known.joined(traced)
+    x, labels, ignored, classes = checked_arguments(
+        logits, labels, axis, where, ignore_index, axis_name
     )
     logits = x
     if axis_name is not None:
         logits = lax.all_gather(x, axis_name, axis=classes.axes[0], tiled=True)
-    sigma, _, dtype = _probabilities(logits, axis, None)
+    sigma, _ = _probabilities(logits, None, classes.axes)
     jacobian = dense_jacobian(sigma, axis_name)
     mass = lax.squeeze(target_mass(x, labels, classes, options), classes.axes)[..., None, None]
     hessian = mass * jacobian
-    if not (isinstance(options.z_loss, float) and options.z_loss == 0):
+    if options.has_z_loss:
         z_loss = jnp.asarray(options.z_loss, jacobian.dtype)
         log_normalizer = logsumexp_rows(wide(x), classes)
         log_normalizer = jnp.where(has_classes(x, classes), log_normalizer, 0)
@@ -179,7 +199,41 @@ def cross_entropy_hessian(
         hessian = hessian + 2 * z_loss * (log_normalizer * jacobian + outer)
     if ignored is not None:
         hessian = jnp.where(lax.squeeze(ignored, classes.axes)[..., None, None], 0, hessian)
-    return hessian.astype(dtype)
+    return hessian.astype(x.dtype)
+
+
+def _dense(
+    x: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    x = as_real("x", x)
+    where = None if where is None else as_array("where", where)
+    return _compiled(x, where, function=function, axes=canonical_axes(axis, x.ndim))
+
+
+@compiled("function", "axes")
+def _compiled(
+    x: jax.Array,
+    where: jax.Array | None,
+    *,
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+    axes: tuple[int, ...],
+) -> jax.Array:
+    return function(*_probabilities(x, where, axes)).astype(x.dtype)
+
+
+def _jacobian_of(sigma: jax.Array, kept: jax.Array) -> jax.Array:
+    del kept  # σ is 0 elsewhere
+    return dense_jacobian(sigma)
+
+
+def _hessian_of(sigma: jax.Array, kept: jax.Array) -> jax.Array:
+    log_jacobian = _log_jacobian(sigma, kept)
+    squares = log_jacobian[..., :, None] * log_jacobian[..., None, :]
+    jacobian = dense_jacobian(whole(sigma, sigma.ndim - 1))
+    return sigma[..., None, None] * (squares - jacobian[..., None, :, :])
 
 
 def _log_jacobian(sigma: jax.Array, kept: jax.Array) -> jax.Array:
@@ -191,17 +245,14 @@ def _log_jacobian(sigma: jax.Array, kept: jax.Array) -> jax.Array:
 
 
 def _probabilities(
-    x: ArrayLike, axis: Axis, where: ArrayLike | None
-) -> tuple[jax.Array, jax.Array, jnp.dtype]:
-    """σ with the classes last, which of them are kept, and the dtype to return."""
-    x = as_real("x", x)
-    axes = canonical_axes(axis, x.ndim)
+    x: jax.Array, where: jax.Array | None, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """σ in its working dtype with the classes last, and which of them are kept."""
     where = broadcast_where(where, x.shape)
     kept = x if where is None else jnp.where(where, x, -jnp.inf)
     logits = _classes_last(kept.astype(working_dtype(x.dtype)), axes)
-    kept = logits != -jnp.inf
-    sigma = softmax_rows(logits, LAST) + 0 * nan_unless(LAST.max(logits) != jnp.inf, logits.dtype)
-    return sigma, kept, x.dtype
+    spoilt = nan_unless(LAST.max(logits) != jnp.inf, logits.dtype)
+    return softmax_rows(logits, LAST) + 0 * spoilt, logits != -jnp.inf
 
 
 def _classes_last(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:
