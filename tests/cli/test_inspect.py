@@ -97,8 +97,8 @@ def test_a_wide_row_forms_no_matrix(capsys, tmp_path):
 def test_a_property_that_fails_is_status_1_and_named_with_its_row(capsys, tmp_path, monkeypatch):
     verify = _inspect.verify_jacobian_properties
 
-    def broken(x):
-        found = verify(x)
+    def broken(x, alpha):
+        found = verify(x, alpha=alpha)
         good = x[:, 0] != 7
         return found._replace(is_symmetric=good, all_hold=good)
 
