@@ -85,6 +85,14 @@ def mixed(
     return loss
 
 
+def counted(surprise: jax.Array, options: LossOptions) -> jax.Array:
+    """The surprise, 0 for ∞ where smoothing leaves nothing of it: it may be weighted further."""
+    s = options.label_smoothing
+    if isinstance(s, float) and s != 1:
+        return surprise
+    return jnp.where(jnp.isinf(surprise) & (jnp.asarray(s) == 1), 0, surprise)
+
+
 def _weighted(weight: jax.Array | float | None, term: jax.Array) -> jax.Array:
     if isinstance(weight, float):
         return weight * (term if weight else jnp.where(jnp.isinf(term), 0, term))

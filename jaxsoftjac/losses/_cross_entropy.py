@@ -17,6 +17,7 @@ from jaxsoftjac.losses._arguments import (
     checked_arguments,
     checked_options,
     checked_weights,
+    counted,
     flattened,
     mixed,
     reduced,
@@ -161,7 +162,7 @@ def _losses(
         terms = label_terms(row, labels, classes, asked)
         surprise = terms.surprise * in_range(labels, row, classes)
         if class_weights is not None:
-            surprise = surprise * at_label(class_weights, labels, classes)
+            surprise = counted(surprise, options) * at_label(class_weights, labels, classes)
         terms = terms._replace(surprise=surprise)
     if class_weights is not None and asked.uniform:
         target = uniform_target(row, classes) * class_weights

@@ -14,7 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftjac._checks import wide
-from jaxsoftjac.losses._arguments import LossOptions, mixed, weighted
+from jaxsoftjac.losses._arguments import LossOptions, counted, mixed, weighted
 from jaxsoftjac.losses._blocks import (
     Head,
     Layout,
@@ -67,7 +67,7 @@ def loss(
     if options.has_z_loss:
         lse = log_normalizer(terms, constants)
     if of_classes is not None:
-        surprise = weighted(of_classes.at_label, surprise)
+        surprise = weighted(of_classes.at_label, counted(surprise, options))
     if of_classes is not None and of_classes.mean_logits is not None:
         from_origin = log_normalizer(terms, constants._replace(origin=None))
         uniform = weighted(of_classes.mean, from_origin) - of_classes.mean_logits
