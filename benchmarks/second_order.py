@@ -143,14 +143,11 @@ def methods(problem: Problem, contrib: Any, quick: bool) -> dict[str, tuple[Any,
         if hasattr(contrib, "muon"):
             found["Muon (optax)"] = contrib.muon, rates, False
     model = problem.model
-    if quick:
-        return found | {
-            "gauss_newton_cg": (lambda rate: gauss_newton_cg(model, rate), (1.0,), True)
-        }
     return found | {
         "L-BFGS (optax)": (lambda rate: optax.lbfgs(), (1.0,), False),
         "diagonal_gauss_newton": (lambda rate: diagonal_gauss_newton(model, rate), rates, False),
         "natural_gradient": (lambda rate: natural_gradient(model, rate), (1.0,), True),
+        "gauss_newton_cg": (lambda rate: gauss_newton_cg(model, rate), (1.0,), True),
     }
 
 

@@ -99,6 +99,8 @@ def _log_softmax_pushforward(
     log_sigma = kept if _is_wide(kept) else log_softmax_rows(wide(kept), classes)
     moves = log_sigma != -jnp.inf
     sigma = jnp.exp(jnp.maximum(log_sigma, LOWEST))
+    # The pivot as in `products.pivot_excess`, but found in logs: log σ of the top is `log_top` to
+    # the bit, where its exponential may be rounded differently in two places of a program.
     is_peaked = peaked(jnp.exp(log_top))
     is_top = is_peaked * jnp.clip(1 + (lax.stop_gradient(log_sigma) - log_top) * 1e30, 0, 1)
     excess = is_top + (1 - is_peaked) * lax.stop_gradient(sigma)

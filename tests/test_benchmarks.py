@@ -77,7 +77,11 @@ def test_an_experiment_is_resumed_where_it_was(name, tmp_path, monkeypatch):
     runs = []
     for function in RUNS[name]:
         original = getattr(module, function)
-        watched = lambda *a, f=original: runs.append(a[0]) or f(*a)  # noqa: E731
+
+        def watched(*arguments, original=original):
+            runs.append(arguments[0])
+            return original(*arguments)
+
         monkeypatch.setattr(module, function, watched)
     with jax.numpy_rank_promotion("allow"):
         report, _ = module.experiment(True, path)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real, checked_number, same_shape
 from jaxsoftjac._rows import first_class, nan_unless
+from jaxsoftjac._rules import recomputed
 from jaxsoftjac.losses._arguments import (
     LossOptions,
     Reduction,
@@ -202,15 +203,21 @@ def _of_classes(
 def _at(class_weights: jax.Array, index: jax.Array) -> jax.Array:
     """The weights at [..., 1] indices, 0 out of range."""
     V = class_weights.shape[0]
-    if any(jax.typeof(index).sharding.spec):  # Explicit axes refuse to gather
-        is_at = index == jnp.arange(V, dtype=index.dtype).reshape(*[1] * (index.ndim - 1), V)
-        return jnp.sum(
-            jnp.where(is_at, jnp.expand_dims(class_weights, tuple(range(index.ndim - 1))), 0),
-            -1,
-            keepdims=True,
-        )
-    is_inside = (index >= 0) & (index < V)
-    return jnp.where(is_inside, class_weights[jnp.where(is_inside, index, 0)], 0)
+    if not any(jax.typeof(index).sharding.spec):
+        is_inside = (index >= 0) & (index < V)
+        return jnp.where(is_inside, class_weights[jnp.where(is_inside, index, 0)], 0)
+
+    # Explicit axes refuse to gather: compared with some classes at a time, [N, V] never arises.
+    width = min(V, _NARROWEST)
+    parts = jnp.pad(class_weights, (0, -V % width)).reshape(-1, width)
+    classes = jnp.arange(parts.size, dtype=index.dtype).reshape(parts.shape)
+
+    @recomputed
+    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        own, weights = (jnp.expand_dims(a, tuple(range(index.ndim - 1))) for a in part)
+        return total + jnp.sum(jnp.where(index == own, weights, 0), -1, keepdims=True), None
+
+    return lax.scan(add, 0 * index.astype(parts.dtype), (classes, parts))[0]
 
 
 def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:

@@ -9,6 +9,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import checked_number
 from jaxsoftjac.functions import log_softmax
 from jaxsoftjac.losses import cross_entropy
 from jaxsoftjac.regression._arguments import (
@@ -252,3 +253,18 @@ def _solution(
     return lax.custom_root(
         jax.grad(problem.objective), guess, solve, partial(tangent_solve, constant), has_aux=True
     )
+
+
+def checked_fit(
+    fit: FittedRegression,
+    features: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike | None,
+    l2: ArrayLike,
+    confidence: float,
+) -> tuple[jax.Array, ...]:
+    """The data of a fit, its penalty, kernel and bias in the working dtype of the features."""
+    x, labels, weights, _ = checked_data(features, labels, weights, fit.bias.shape[0])
+    checked_number("confidence", confidence, "lie in (0, 1)", lambda p: 0 < p < 1)
+    checked_number("l2", l2, "be ≥ 0 and finite", lambda l2: 0 <= l2 < float("inf"))
+    return x, labels, weights, *(jnp.asarray(a, x.dtype) for a in (l2, fit.kernel, fit.bias))

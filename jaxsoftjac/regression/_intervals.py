@@ -9,10 +9,9 @@ from jax.nn import sigmoid
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, checked_number
+from jaxsoftjac._checks import as_real
 from jaxsoftjac.functions import logsumexp, softmax
-from jaxsoftjac.regression._arguments import checked_data
-from jaxsoftjac.regression._fit import FittedRegression
+from jaxsoftjac.regression._fit import FittedRegression, checked_fit
 from jaxsoftjac.regression._scaling import Scaling, scaled
 from jaxsoftjac.regression._standard_errors import Covariance, covariance_of
 from jaxsoftjac.regression._steps import class_differences
@@ -77,15 +76,11 @@ def softmax_regression_intervals(
         0.50 from 0.11 to 0.89
         0.75 from 0.09 to 0.99
     """
-    K = fit.bias.shape[0]
-    x, labels, weights, _ = checked_data(features, labels, weights, K)
+    x, *of_fit = checked_fit(fit, features, labels, weights, l2, confidence)
     rows = as_real("new_features", new_features).astype(x.dtype)
     if rows.ndim != 2 or rows.shape[1] != x.shape[1]:
         raise ValueError(f"`new_features` must have shape (M, {x.shape[1]}), got {rows.shape}")
-    checked_number("confidence", confidence, "lie in (0, 1)", lambda p: 0 < p < 1)
-    checked_number("l2", l2, "be ≥ 0 and finite", lambda l2: 0 <= l2 < float("inf"))
-    kernel, bias = (jnp.asarray(a, x.dtype) for a in (fit.kernel, fit.bias))
-    return _intervals(x, labels, weights, jnp.asarray(l2, x.dtype), kernel, bias, rows, confidence)
+    return _intervals(x, *of_fit, rows, confidence)
 
 
 @jax.jit

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax.scipy.special import erfc, ndtri
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_index, checked_number
-from jaxsoftjac.regression._arguments import checked_data
-from jaxsoftjac.regression._fit import FittedRegression
+from jaxsoftjac._checks import as_index
+from jaxsoftjac.regression._fit import FittedRegression, checked_fit
 from jaxsoftjac.regression._scaling import scaled
 from jaxsoftjac.regression._standard_errors import standard_errors
 
@@ -98,16 +97,11 @@ def summarise_softmax_regression(
         (2, 1)
     """
     K = fit.bias.shape[0]
-    x, labels, weights, _ = checked_data(features, labels, weights, K)
-    checked_number("confidence", confidence, "lie in (0, 1)", lambda p: 0 < p < 1)
-    checked_number("l2", l2, "be ≥ 0 and finite", lambda l2: 0 <= l2 < float("inf"))
     reference = None if reference is None else as_index("reference", reference)
     if reference is not None and not 0 <= reference < K:
         raise ValueError(f"`reference` must lie in [0, {K}) or be None, got {reference}")
-    kernel, bias = (jnp.asarray(a, x.dtype) for a in (fit.kernel, fit.bias))
-    return _figures(
-        x, labels, weights, jnp.asarray(l2, x.dtype), kernel, bias, confidence, reference=reference
-    )
+    of_fit = checked_fit(fit, features, labels, weights, l2, confidence)
+    return _figures(*of_fit, confidence, reference=reference)
 
 
 @partial(jax.jit, static_argnames=("reference",))

@@ -94,8 +94,7 @@ def test_the_properties_of_entmax(diagnose):
 @pytest.mark.once
 def test_a_wrong_matrix_of_entmax_is_found(monkeypatch):
     right = jsj.EntmaxJacobian.as_matrix
-    wrong = lambda J: right(J).at[1, 0].add(1e-3)  # noqa: E731
-    monkeypatch.setattr(jsj.EntmaxJacobian, "as_matrix", wrong)
+    monkeypatch.setattr(jsj.EntmaxJacobian, "as_matrix", lambda J: right(J).at[1, 0].add(1e-3))
     verify = quick_jit(lambda x: jsj.verify_jacobian_properties(x, alpha=1.5))
     p = verify(np.array([2, 1.5, 1], np.float32))
     assert not (p.is_symmetric | p.rows_sum_to_zero | p.agrees_with_autodiff)

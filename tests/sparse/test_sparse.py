@@ -144,8 +144,12 @@ def test_the_limits_and_the_loss_by_alpha():
     def values_and_slopes(x, alphas):
         x = jnp.broadcast_to(x, (5, *x.shape))
         alphas = jnp.broadcast_to(alphas, x.shape[:-1])
-        fs = lambda a: (jsj.entmax(x, a), jsj.entmax_loss(x, jnp.full(alphas.shape, 2), a))  # noqa: E731
-        return jax.jvp(fs, (alphas,), (jnp.ones_like(alphas),))
+
+        def both(alphas):
+            labels = jnp.full(alphas.shape, 2)
+            return jsj.entmax(x, alphas), jsj.entmax_loss(x, labels, alphas)
+
+        return jax.jvp(both, (alphas,), (jnp.ones_like(alphas),))
 
     (p, loss), slopes = values_and_slopes(x, alphas)
     close(p[0], jsj.softmax(x))
