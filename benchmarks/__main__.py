@@ -1,4 +1,4 @@
-"""`python -m benchmarks [subject …] [--quick] [--json FILE]`.
+"""`python -m benchmarks [subject …] [--quick] [--profile] [--json FILE]`.
 
 Exit status: 0 whether or not the claims are met, 1 when a result disagrees with its reference, 2
 for a command line it cannot use.
@@ -30,6 +30,7 @@ SUBJECTS = (
     "planning",
     "communication",
 )
+PROFILED = ("modes",)  # what `--profile` can be asked of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"JAX {jax.__version__} on {where}, {_harness.cores()} CPU cores, float32")
     print(_allocator.description())
     reports = []
-    for name in args.subjects or SUBJECTS:
+    for name in args.subjects or (PROFILED if args.profile else SUBJECTS):
         subject = importlib.import_module(f"benchmarks.{name}")
         print(f"\n{name}: {(subject.__doc__ or '').strip()}\n", flush=True)
         try:
-            reports.append(subject.run(args.quick))
+            options = {"profiled": True} if args.profile else {}
+            reports.append(subject.run(args.quick, **options))
         except _harness.Disagreement as error:
             print(f"benchmarks: error: {name}: {error}", file=sys.stderr)
             return 1
@@ -69,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     names = ", ".join(SUBJECTS)
     parser.add_argument("subjects", nargs="*", metavar="subject", help=f"{names} (default: all)")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, few repeats")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help=f"passes over memory, no clock: {', '.join(PROFILED)}",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures as JSON")
     return parser
 
@@ -77,6 +84,8 @@ def _problem(args: argparse.Namespace) -> str | None:
     for name in args.subjects:
         if name not in SUBJECTS:
             return f"unknown subject {name!r}: expected {', '.join(SUBJECTS)}"
+    if args.profile and not set(args.subjects) <= set(PROFILED):
+        return f"--profile: of {', '.join(PROFILED)} alone"
     if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
         return f"--json {args.json}: not a file in an existing folder"
     return None

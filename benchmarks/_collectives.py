@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import jax
 
+from benchmarks._hlo import COMPUTATION, INSTRUCTION, nbytes, operands_of
+
 KINDS = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:body|condition|to_apply|calls|branch_computations)=(\{[^}]*\}|\S+)")
 _ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\])")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")  # as JAX 0.12 writes it
@@ -34,8 +33,8 @@ def collective_bytes(compiled: jax.stages.Compiled) -> Counter[str]:
         sent, called = computations[name]
         result = Counter(sent)
         for other, times in called:
-            for kind, nbytes in total(other).items():
-                result[kind] += times * nbytes
+            for kind, amount in total(other).items():
+                result[kind] += times * amount
         return result
 
     return total(entry)
@@ -45,21 +44,20 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
     computations, entry, sizes = {}, "", {}
     current = _Computation(Counter(), [])
     for line in text.splitlines():
-        if head := _COMPUTATION.match(line):
+        if head := COMPUTATION.match(line):
             current, sizes = _Computation(Counter(), []), {}
             computations[head[2]] = current
             entry = head[2] if head[1] else entry
-        elif instruction := _INSTRUCTION.match(line):
+        elif instruction := INSTRUCTION.match(line):
             _read(instruction, current, sizes)
     return computations, entry
 
 
 def _read(instruction: re.Match[str], into: _Computation, sizes: dict[str, int]) -> None:
     name, type_, opcode, rest = instruction.groups()
-    sizes[name] = _bytes(type_)
+    sizes[name] = nbytes(type_)
     if opcode in KINDS and not _is_alone(rest):
-        operands = re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
-        into.sent[opcode] += max(sizes[name], sum(sizes.get(o, 0) for o in operands))
+        into.sent[opcode] += max(sizes[name], sum(sizes.get(o, 0) for o in operands_of(rest)))
     trips = _TRIPS.search(rest)
     if opcode == "while" and trips is None:
         raise ValueError(f"{name}: a loop that does not tell how often it runs")
@@ -74,14 +72,3 @@ def _is_alone(attributes: str) -> bool:
         sizes = dict(axis.split("=") for axis in groups[1].split(","))
         return all(sizes.get(name.strip()) == "1" for name in groups[2].split(","))
     return _ALONE.search(attributes) is not None
-
-
-def _bytes(type_: str) -> int:
-    total = 0
-    for dtype, shape in _ARRAY.findall(type_):
-        bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
-        size = bits // 8
-        for n in filter(None, shape.split(",")):
-            size *= int(n)
-        total += size
-    return total

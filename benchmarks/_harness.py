@@ -161,30 +161,6 @@ def temp_bytes(compiled: jax.stages.Compiled) -> int | None:
     return None if analysis is None else int(analysis.temp_size_in_bytes)
 
 
-class Passes(NamedTuple):
-    """How many fusions and reductions of its own the entry of a compiled program has."""
-
-    fusions: int
-    reductions: int
-
-    def __str__(self) -> str:
-        """As a sum."""
-        return f"{self.fusions} + {self.reductions}"
-
-
-def passes(compiled: jax.stages.Compiled) -> Passes:
-    """The passes over memory of a program, read from its HLO; calls and loops are looked into."""
-    fusions = reductions = 0
-    is_fused = False
-    for line in (compiled.as_text() or "").splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            is_fused = "fused_computation" in line or "region" in line
-        elif not is_fused:
-            fusions += " fusion(" in line
-            reductions += " reduce(" in line
-    return Passes(fusions, reductions)
-
-
 def same_bytes_add(nbytes: int) -> Thunk:
     """The physical limit: a float32 addition that reads and writes `nbytes` bytes in all."""
     a = jnp.ones((max(1, nbytes // 12),), jnp.float32)  # two inputs and one output of 4 bytes

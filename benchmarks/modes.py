@@ -1,7 +1,8 @@
 """Value, VJP, JVP and Hessian product of the functions of rows cost what their peers' do.
 
 Prints, for every function, the geometric mean over the shapes of the time over its peer's in each
-mode, compiled; and of a call outside of jit, value and gradient.
+mode, compiled; and of a call outside of jit, value and gradient. With --profile, the passes of each
+program over memory instead, which need no clock.
 """
 
 from functools import partial
@@ -20,6 +21,7 @@ from benchmarks._harness import (
     time_in_turn,
 )
 from benchmarks._pairs import PAIRS, Pair, in_modes, rows_of
+from benchmarks._passes import arrays, passes
 from benchmarks.functions import QUICK_SHAPES, SHAPES
 
 ALL_SHAPES = [*SHAPES, (512, 50257)]
@@ -96,11 +98,40 @@ def _gradient(f: Any, x: jax.Array, *others: jax.Array) -> jax.Array:
     return jax.grad(lambda x: jnp.sum(f(x, *others)))(x)
 
 
-def run(quick: bool) -> Report:
-    """Compiled programs, then calls outside of jit."""
+PROFILED = 64, 1024
+
+
+def profile(report: Report, pairs: dict[str, Pair]) -> None:
+    """How many arrays of the logits' size each program visits, and the passes that visit them."""
+    rows, over = rows_of(PROFILED, 1.0), []
+    visited, listed = [], []
+    for name, pair in pairs.items():
+        cells = []
+        for mode in MODES:
+            ours, peer = (
+                passes(jax.jit(in_modes(f)[mode]).lower(*rows).compile(), rows[0].size)
+                for f in (pair.ours, pair.peer)
+            )
+            over.append(arrays(ours) / arrays(peer))
+            cells.append(f"{arrays(ours)} : {arrays(peer)}")
+            labels = [f"{name}, {mode}"] + [""] * len(ours)
+            listed += [[a, *b] for a, b in zip(labels, ours, strict=False)]
+        visited.append([name, *cells])
+    title = f"Arrays of the logits' size, {PROFILED}, that a program reads and writes : its peer's"
+    report.add(title, ["", *MODES], visited)
+    report.add("The passes of ours", ["", "pass", "reads", "writes"], listed)
+    claim = "arrays of the logits' size that are visited, over the peer's, worst"
+    report.claims.append(Claim(claim, 1.5, max(over)))
+
+
+def run(quick: bool, profiled: bool = False) -> Report:
+    """Compiled programs, then calls outside of jit; or only the passes of the programs."""
     report = Report("modes")
     shapes, scales = (QUICK_SHAPES, (3.0,)) if quick else (ALL_SHAPES, (1.0, 3.0))
     pairs = {name: PAIRS[name] for name in ("softmax", "cross_entropy")} if quick else PAIRS
+    if profiled:
+        profile(report, pairs)
+        return report
     compiled(report, pairs, shapes, scales, 3 if quick else 11)
     eager(report, pairs, (64, 128), 3 if quick else 21)
     return report
