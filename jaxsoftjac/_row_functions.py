@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftjac._checks import wide, working_dtype
-from jaxsoftjac._rows import LOWEST, ClassAxes, depth, exp_depth, statistics, top_of
+from jaxsoftjac._pivots import where_positive
+from jaxsoftjac._rows import ClassAxes, RowStatistics, depth, exp_depth, statistics, top_of
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.products import centre, peaked, softmax_product, where_positive
+from jaxsoftjac.products import PivotedRow, log_softmax_product, softmax_product
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -31,8 +32,7 @@ def softmax_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
 
 def top_probability(row: jax.Array, classes: ClassAxes) -> jax.Array:
     """1/Σ exp(x − top), by which σ is normalized: the largest σ of each row."""
-    total = classes.sum(exp_depth(row, top_of(row, classes)))
-    return 1 / jnp.where(total == 0, 1, total)
+    return of_top(statistics(row, classes).rest)
 
 
 @softmax_rows.defjvp
@@ -86,26 +86,25 @@ def _log_softmax_jvp(
     classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
-    log_sigma = log_softmax_rows(x, classes)
-    log_top = lax.stop_gradient(-log1p_rest(statistics(wide(x), classes).rest))
-    kept = _unrounded(log_sigma, x)
-    return log_sigma, _log_softmax_pushforward(tangent, kept, log_top, classes)
+    of_row = statistics(wide(x), classes)
+    return log_softmax_rows(x, classes), _log_softmax_pushforward(tangent, x, of_row, classes)
 
 
 @recomputed(static_argnums=(3,))
 def _log_softmax_pushforward(
-    tangent: jax.Array, kept: jax.Array, log_top: jax.Array, classes: ClassAxes
+    tangent: jax.Array, x: jax.Array, of_row: RowStatistics, classes: ClassAxes
 ) -> jax.Array:
-    log_sigma = kept if _is_wide(kept) else log_softmax_rows(wide(kept), classes)
-    moves = log_sigma != -jnp.inf
-    sigma = jnp.exp(jnp.maximum(log_sigma, LOWEST))
-    # The pivot as in `products.pivot_excess`, but found in logs: log σ of the top is `log_top` to
-    # the bit, where its exponential may be rounded differently in two places of a program.
-    is_peaked = peaked(jnp.exp(log_top))
-    is_top = is_peaked * jnp.clip(1 + (lax.stop_gradient(log_sigma) - log_top) * 1e30, 0, 1)
-    excess = is_top + (1 - is_peaked) * lax.stop_gradient(sigma)
-    centred = centre(jnp.where(moves, wide(tangent), 0), sigma, classes, excess)
-    return jnp.where(moves, centred, 0).astype(tangent.dtype)
+    row = wide(x)
+    y = log_softmax_product(
+        wide(tangent), softmax_rows(row, classes), pivoted(row, of_row), classes
+    )
+    return y.astype(tangent.dtype)
+
+
+def pivoted(row: jax.Array, of_row: RowStatistics) -> PivotedRow:
+    """What a product needs of rows and their statistics."""
+    row, (top, rest) = lax.stop_gradient((row, of_row))
+    return PivotedRow(row, exp_depth(row, top), rest, of_top(rest))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -134,6 +133,11 @@ def _logsumexp_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes)
 def log1p_rest(rest: jax.Array) -> jax.Array:
     """Log(1 + rest), and 0 in a row without classes."""
     return jnp.log1p(jnp.where(rest < 0, 0, rest))
+
+
+def of_top(rest: jax.Array) -> jax.Array:
+    """1/(1 + rest), the largest σ of the row; 1 in a row without classes."""
+    return 1 / (1 + jnp.where(rest < 0, 0, rest))
 
 
 def _is_wide(x: jax.Array) -> bool:

@@ -11,6 +11,7 @@ where the logits are large, or one class is far ahead, it has lost `rest`.
 [40.] 4.2484e-18
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,16 +39,71 @@ class ClassAxes(NamedTuple):
         return top if self.axis_name is None else lax.pmax(top, self.axis_name)
 
     def sums(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        """Sums of several arrays in one pass. Not for what is differentiated."""
-        axes = tuple(a % arrays[0].ndim for a in self.axes)
-        zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
-        totals = lax.reduce(arrays, zeros, _add_all, axes)
-        totals = tuple(lax.expand_dims(t, axes) for t in totals)
-        return totals if self.axis_name is None else lax.psum(totals, self.axis_name)
+        """Sums of several arrays, in one pass."""
+        return _sums_over(arrays, self)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sums_over(arrays: tuple[jax.Array, ...], classes: ClassAxes) -> tuple[jax.Array, ...]:
+    first = arrays[0]
+    axes = tuple(a % first.ndim for a in classes.axes)
+    # Where this rule is dropped (a scan in JAX 0.10), JAX differentiates a reduction of arrays that
+    # all move, or of none.
+    every = sum(arrays[1:], first)
+    arrays = tuple(jnp.where(True, a, every) for a in arrays)
+    if axes == (first.ndim - 1,) and jax.typeof(first).sharding.spec[-1] is None:
+        at_once = partial(_sums, axes=axes)
+        totals = lax.platform_dependent(*arrays, cpu=_sums_in_sixteenths, default=at_once)
+    else:
+        totals = _sums(*arrays, axes=axes)
+    totals = tuple(lax.expand_dims(total, axes) for total in totals)
+    return totals if classes.axis_name is None else lax.psum(totals, classes.axis_name)
+
+
+@_sums_over.defjvp
+def _sums_over_jvp(
+    classes: ClassAxes,
+    primals: tuple[tuple[jax.Array, ...]],
+    tangents: tuple[tuple[jax.Array, ...]],
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    return _sums_over(*primals, classes), tuple(map(classes.sum, tangents[0]))
+
+
+def _sums(*arrays: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
+    return tuple(lax.reduce(arrays, zeros, _add_all, axes))
 
 
 def _add_all(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+def _sums_in_sixteenths(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Sums over the last axis, which is folded sixteen times until it is short.
+
+    XLA's CPU backend adds along the last axis one entry at a time where there are several sums; 16
+    entries that lie apart, it adds for many columns at once. Long rows are first cut into eight
+    parts, so that classes split over as many devices stay where they are.
+    """
+    width = arrays[0].shape[-1]
+    if width % 8 == 0 and width >= 512:
+        parts = _folded(*(a.reshape(*a.shape[:-1], 8, width // 8) for a in arrays))
+        return _sums(*parts, axes=(parts[0].ndim - 2, parts[0].ndim - 1))
+    return _sums(*_folded(*arrays), axes=(arrays[0].ndim - 1,))
+
+
+def _folded(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays with the same sums over the last axis, which has less than 32 + 16 entries."""
+    *batch, width = arrays[0].shape
+    if width < 32:
+        return arrays
+    part, kept = width // 16, len(batch)
+    folded = _sums(*(a[..., : 16 * part].reshape(*batch, 16, part) for a in arrays), axes=(kept,))
+    folded = _folded(*folded)
+    if width == 16 * part:
+        return folded
+    rest = (a[..., 16 * part :] for a in arrays)
+    return tuple(lax.concatenate((a, b), kept) for a, b in zip(folded, rest, strict=True))
 
 
 LAST = ClassAxes((-1,))
@@ -67,17 +123,24 @@ class RowStatistics(NamedTuple):
 
 
 def statistics(row: jax.Array, classes: ClassAxes) -> RowStatistics:
-    """The statistics of rows in their working dtype: one pass for the top, and one for the sum.
+    """The statistics of rows in their working dtype: one pass for the top, and one for the sums."""
+    return statistics_and_sums(row, classes)[0]
+
+
+def statistics_and_sums(
+    row: jax.Array, classes: ClassAxes, *arrays: jax.Array
+) -> tuple[RowStatistics, tuple[jax.Array, ...]]:
+    """The statistics, and sums of arrays of the shape of the rows, in the same pass.
 
     Σ min(e, 1 − e) is the sum without the top term wherever that has more than two thirds of the
     row; elsewhere Σe − 1 does not cancel.
     """
     top = top_of(row, classes)
     e = exp_depth(row, top)
-    total = classes.sum(e)
-    without_top = lax.stop_gradient(classes.sum(jnp.minimum(e, 1 - e)))
-    exact = without_top + (total - lax.stop_gradient(total))
-    return RowStatistics(top, jnp.where(total < 1.5, exact, total - 1))
+    below = e + lax.stop_gradient(jnp.minimum(e, 1 - e) - e)  # its derivative is that of e
+    without_top, total, *others = classes.sums(below, e, *arrays)
+    is_alone = (total > 0.5) & (total < 1.5)
+    return RowStatistics(top, jnp.where(is_alone, without_top, total - 1)), tuple(others)
 
 
 def top_of(row: jax.Array, classes: ClassAxes) -> jax.Array:

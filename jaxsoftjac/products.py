@@ -9,6 +9,7 @@ the vector and its own transpose, so that JAX can differentiate and transpose it
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,16 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, canonical_axes, same_shape, working_dtype
+from jaxsoftjac._pivots import (
+    at_least_tiny,
+    bits_where_kept,
+    bits_where_positive,
+    normalized,
+    peaked,
+    pivot_excess,
+    pivot_weights,
+    where_positive,
+)
 from jaxsoftjac._rows import ClassAxes
 from jaxsoftjac._rules import compiled, quotient
 
@@ -192,9 +203,9 @@ def _centred_product(
 ) -> jax.Array:
     """σ⊙(d − ⟨σ, d⟩), d = v measured from the pivot, whose own entry is then exactly 0."""
     excess = pivot_excess(sigma, classes, top)
-    v = _bits_where_positive(v, sigma)
+    v = bits_where_positive(v, sigma)
     at_pivot, weight = classes.sums(excess * v, excess)
-    d = v - at_pivot / _at_least_tiny(weight)
+    d = v - at_pivot / at_least_tiny(weight)
     return sigma * (d - classes.sum(sigma * d))
 
 
@@ -202,9 +213,67 @@ def centre(
     v: jax.Array, sigma: jax.Array, classes: ClassAxes, excess: jax.Array | None = None
 ) -> jax.Array:
     """The vector less its mean, v − ⟨σ, v⟩, from the pivot first: the JVP of log-softmax."""
-    e = pivot_weights(sigma, classes) if excess is None else _normalized(excess, classes)
+    e = pivot_weights(sigma, classes) if excess is None else normalized(excess, classes)
     d = v - classes.sum(e * where_positive(v, sigma))
     return d - classes.sum(sigma * where_positive(d, sigma))
+
+
+def log_softmax_product(
+    v: jax.Array, sigma: jax.Array, row: "PivotedRow", classes: ClassAxes
+) -> jax.Array:
+    """V − ⟨σ, v⟩·1 as the solution y of y + m·1 = v, ⟨σ, y⟩ = 0, where Σσ = 1.
+
+    Put so, forward mode runs `_centred_vector` and reverse mode its transpose `_put_back`, each as
+    it is written; derivatives by σ are the system's. What is known of the `row` is constant.
+    """
+
+    # JAX transposes the solution only where both parts of the right side are linear in what moves,
+    # v or σ, and both parts of the cotangent too: hence the selections that select nothing.
+    def matvec(ym: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        y, m = ym
+        return y + m * jnp.where(False, sigma, 1), classes.sum(sigma * where_positive(y, sigma))
+
+    y, m = lax.custom_linear_solve(
+        matvec,
+        (v, classes.sum(jnp.where(False, v, 0))),
+        lambda _, b: _centred_vector(b, row, classes),
+        lambda _, b: _put_back(b, row, classes),
+    )
+    return jnp.where(False, m, y)
+
+
+class PivotedRow(NamedTuple):
+    """Logits, e = exp(x − top), and of each row the sum of the others and the largest σ."""
+
+    x: jax.Array
+    e: jax.Array
+    rest: jax.Array
+    of_top: jax.Array
+
+
+def _centred_vector(
+    b: tuple[jax.Array, jax.Array], row: PivotedRow, classes: ClassAxes
+) -> tuple[jax.Array, jax.Array]:
+    """The vector with ⟨σ, y⟩ = mean, and what was taken from it, by way of the pivot."""
+    (v, mean), is_peaked = b, peaked(row.of_top)
+    counted = bits_where_positive(v, row.e)
+    excess = is_peaked * jnp.floor(row.e) + (1 - is_peaked) * row.e
+    at_pivot, weight = classes.sums(excess * counted, excess)
+    pivot = at_pivot / at_least_tiny(weight)
+    above = row.of_top * classes.sum(row.e * (counted - pivot)) - mean
+    return bits_where_kept((v - pivot) - above, row.x), pivot + above
+
+
+def _put_back(
+    b: tuple[jax.Array, jax.Array], row: PivotedRow, classes: ClassAxes
+) -> tuple[jax.Array, jax.Array]:
+    """The vector g − σn of sum `total`, and n; at a top that stands alone, from the others."""
+    (g, total), (x, e, rest, of_top) = b, row
+    g = bits_where_kept(g, x)
+    all_of_g, below = classes.sums(g, g * (1 - jnp.floor(e)))
+    n = all_of_g - total
+    at_top = total - (below - n * (rest * of_top))
+    return jnp.where((e == 1) & (rest < 1), at_top, g - e * (of_top * n)), n
 
 
 def log_softmax_pullback(g: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
@@ -212,61 +281,6 @@ def log_softmax_pullback(g: jax.Array, sigma: jax.Array, classes: ClassAxes) -> 
     e = pivot_weights(sigma, classes)
     h = g - sigma * classes.sum(g)
     return h - e * classes.sum(h)
-
-
-def where_positive(v: jax.Array, sigma: jax.Array) -> jax.Array:
-    """`v` where σ ≠ 0, and 0 elsewhere, so that 0·∞ never arises; a NaN in σ is let through."""
-    return jnp.where(sigma != 0, v, 0)
-
-
-def _bits_where_positive(v: jax.Array, sigma: jax.Array) -> jax.Array:
-    """`where_positive` by integer arithmetic on the bits. Not for what is differentiated.
-
-    Compilers vectorise it inside a reduction, where they store what a select returns.
-    """
-    bits = jnp.dtype(f"int{8 * v.dtype.itemsize}")
-    magnitude = lax.bitcast_convert_type(jnp.abs(sigma), bits)
-    mask = lax.shift_right_arithmetic(-magnitude, jnp.full_like(magnitude, 8 * bits.itemsize - 1))
-    return lax.bitcast_convert_type(lax.bitcast_convert_type(v, bits) & mask, v.dtype)
-
-
-def pivot_weights(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
-    """Weights e ≥ 0, Σe = 1: one-hot at the top class, or σ where no class has more than 1/16.
-
-    The weights depend on σ alone, which keeps the program linear in v, and are constants of
-    differentiation: J does not depend on them.
-    """
-    return _normalized(pivot_excess(sigma, classes), classes)
-
-
-def _normalized(excess: jax.Array, classes: ClassAxes) -> jax.Array:
-    return excess * (1 / _at_least_tiny(classes.sum(excess)))
-
-
-def _at_least_tiny(weight: jax.Array) -> jax.Array:
-    return jnp.maximum(weight, float(jnp.finfo(weight.dtype).tiny))
-
-
-def pivot_excess(sigma: jax.Array, classes: ClassAxes, top: jax.Array | None = None) -> jax.Array:
-    """The weights, before they are divided by their sum.
-
-    One arithmetic form for both, max(σ − τ, 0), because compilers vectorise that: with τ the float
-    just below the top of the row, only the top is left. Its excess is a power of two, so that the
-    weight is exactly 1 and the pivot's own value cancels exactly. A pivot of small weight could be
-    an outlier of v, hence τ = 0 on flat rows.
-    """
-    sigma = lax.stop_gradient(sigma)
-    if top is None or classes.axis_name is not None:  # what is split must be found where it is used
-        top = jnp.maximum(classes.max(sigma), 0)
-    is_peaked = peaked(top)
-    just_below = top * (1 - float(jnp.finfo(sigma.dtype).eps) / 2)
-    excess = sigma - just_below * is_peaked
-    return excess + jnp.abs(excess)  # twice the positive part: a constant would be stored
-
-
-def peaked(top: jax.Array) -> jax.Array:
-    """1 where the top class of a row has more than 1/16, else 0."""
-    return jnp.clip((top - 1 / 16) * 1e30, 0, 1)
 
 
 def _prepare(

@@ -30,6 +30,7 @@ ROOMS = (
         "_sharding",
         "_closed_forms",
         "_rules",
+        "_pivots",
         "_trees",
         "_weighted_sums",
         "products",

@@ -6,28 +6,30 @@
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_array, as_index, as_real, wide
-from jaxsoftjac._row_functions import log1p_rest, softmax_rows, top_probability
+from jaxsoftjac._pivots import where_positive
+from jaxsoftjac._row_functions import log1p_rest, of_top, pivoted, softmax_rows, top_probability
 from jaxsoftjac._rows import (
     LOWEST,
     ClassAxes,
     class_logits,
     depth,
     exp_depth,
-    has_classes,
     nan_unless,
     statistics,
+    statistics_and_sums,
     top_of,
 )
 from jaxsoftjac._rules import compiled, recomputed
-from jaxsoftjac.products import softmax_product, where_positive
+from jaxsoftjac.products import log_softmax_product, softmax_product
 
 
 def entropy(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -121,10 +123,9 @@ def _checked_kl(
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _entropy(x: jax.Array, classes: ClassAxes) -> jax.Array:
     row = wide(x)
-    top, rest = statistics(row, classes)
-    down = jnp.maximum(depth(row, top), LOWEST)  # below, the exponential is 0
-    mean = classes.sum(jnp.exp(down) * down) / (1 + jnp.where(rest < 0, 0, rest))
-    return (log1p_rest(rest) - mean).astype(x.dtype)
+    down = _clipped_depth(row, classes)
+    (_, rest), (mean,) = statistics_and_sums(row, classes, jnp.exp(down) * down)
+    return (log1p_rest(rest) - mean * of_top(rest)).astype(x.dtype)
 
 
 @_entropy.defjvp
@@ -138,61 +139,89 @@ def _entropy_jvp(
 @recomputed(static_argnums=(2,))
 def _entropy_pushforward(tangent: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
     row = wide(x)
-    # H = Σ σ·(−log σ), and Σ σ d(log σ) = 0: only dσ counts, and its sum is 0, so that the depth
-    # below the top may stand for −log σ.
-    down = jnp.maximum(depth(row, top_of(row, classes)), LOWEST)
-    sigma, of_top = softmax_rows(row, classes), lax.stop_gradient(top_probability(row, classes))
-    product = softmax_product(wide(tangent), sigma, classes, of_top)
-    return -classes.sum(product * down).astype(tangent.dtype)
+    slopes, sigma = _entropy_slopes(row, classes), softmax_rows(row, classes)
+    return classes.sum(slopes * where_positive(wide(tangent), sigma)).astype(tangent.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _entropy_slopes(x: jax.Array, classes: ClassAxes) -> jax.Array:
+    """−J log σ = −J d, d = x − top: J does not see a constant."""
+    sigma, top = softmax_rows(x, classes), lax.stop_gradient(top_probability(x, classes))
+    return -softmax_product(_clipped_depth(x, classes), sigma, classes, top)
+
+
+@_entropy_slopes.defjvp
+def _entropy_slopes_jvp(
+    classes: ClassAxes, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """−J((1 + d − d̄)⊙(ẋ − x̄)): d moves by ẋ, and J by its second derivative."""
+    (x,), (tangent,) = primals, tangents
+    known, sigma, d = (
+        pivoted(x, statistics(x, classes)),
+        softmax_rows(x, classes),
+        _clipped_depth(x, classes),
+    )
+    centred = log_softmax_product(tangent, sigma, known, classes)
+    along = (1 + d - classes.sum(sigma * d)) * centred
+    return _entropy_slopes(x, classes), -softmax_product(along, sigma, classes, known.of_top)
+
+
+def _clipped_depth(x: jax.Array, classes: ClassAxes) -> jax.Array:
+    """The depth, but where the exponential is 0 anyway, which may be −∞."""
+    return jnp.maximum(depth(x, top_of(x, classes)), LOWEST)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kl(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
-    x, y = wide(x), wide(y)
-    value = _compared(x, y, classes).value
-    is_missing = (y != -jnp.inf) & (x == -jnp.inf) & (softmax_rows(y, classes) > 0)
-    value = jnp.where(classes.max(is_missing.astype(x.dtype)) > 0, jnp.inf, value)
-    return jnp.where(_comparable(x, y, classes), value, 0)
+    compared = _compared(wide(x), wide(y), classes)
+    value = jnp.where(compared.missing > 0, jnp.inf, compared.value)
+    return jnp.where(compared.is_defined, value, 0)
 
 
-@_kl.defjvp
+@partial(_kl.defjvp, symbolic_zeros=True)
 def _kl_jvp(
-    classes: ClassAxes,
-    primals: tuple[jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array],
+    classes: ClassAxes, primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]
 ) -> tuple[jax.Array, jax.Array]:
-    return _kl(*primals, classes), _kl_pushforward(tangents, *primals, classes)
+    moves = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
+    return _kl(*primals, classes), _kl_pushforward(moves, *primals, classes)
 
 
 @recomputed(static_argnums=(3,))
 def _kl_pushforward(
-    tangents: tuple[jax.Array, jax.Array], x: jax.Array, y: jax.Array, classes: ClassAxes
+    tangents: tuple[jax.Array | None, jax.Array | None],
+    x: jax.Array,
+    y: jax.Array,
+    classes: ClassAxes,
 ) -> jax.Array:
     x, y = wide(x), wide(y)
-    x_tangent, y_tangent = map(wide, tangents)
-    q, p = softmax_rows(x, classes), softmax_rows(y, classes)
-    compared = _compared(x, y, classes)
-    # q − p has its exact derivatives as it stands; its value is p·(e^Δ − 1) where that is exact.
-    delta = compared.log_ratio
-    near = (jnp.abs(delta) < 0.5) & (p != 0) & (q != 0)
-    exact = jnp.where(near, p * jnp.expm1(jnp.where(near, delta, 0)), q - p)
-    difference = (q - p) + lax.stop_gradient(exact - (q - p))
-    along_model = classes.sum(difference * where_positive(x_tangent, difference))
-    of_top = lax.stop_gradient(top_probability(y, classes))
-    along_target = classes.sum(softmax_product(y_tangent, p, classes, of_top) * compared.centred)
-    return jnp.where(_comparable(x, y, classes), along_model - along_target, 0)
+    x_tangent, y_tangent = tangents
+    compared, pushed = _compared(x, y, classes), jnp.zeros_like(x)
+    p = softmax_rows(y, classes)
+    if x_tangent is not None:
+        q = softmax_rows(x, classes)
+        pushed = _less(q, p, compared.log_ratio) * where_positive(wide(x_tangent), p, q)
+    if y_tangent is not None:
+        top = lax.stop_gradient(top_probability(y, classes))
+        product = softmax_product(wide(y_tangent), p, classes, top)
+        pushed = pushed - product * jnp.where(x == -jnp.inf, 0, compared.centred)
+    return jnp.where(compared.is_defined, classes.sum(pushed), 0)
 
 
-def _comparable(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
-    return has_classes(x, classes) & has_classes(y, classes)
+def _less(q: jax.Array, p: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    """Q − p: its derivatives as it stands; its value is p·(e^Δ − 1) where that is exact."""
+    near = (jnp.abs(log_ratio) < 0.5) & (p != 0) & (q != 0)
+    exact = jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
+    return lax.stop_gradient(exact) + ((q - p) - lax.stop_gradient(q - p))
 
 
 class _Compared(NamedTuple):
     """Of two rows of logits, the model's and the target's."""
 
     value: jax.Array  # the divergence, without classes that one of the rows excludes
-    centred: jax.Array  # d = x − y less its mean under p, 0 where one excludes the class
+    centred: jax.Array  # d = x − y less its mean under p, finite where one excludes the class
     log_ratio: jax.Array  # Δ = log q − log p
+    missing: jax.Array  # what of p is on classes that the model excludes: > 0, or 0
+    is_defined: jax.Array  # whether both rows have classes
 
 
 def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
@@ -201,21 +230,23 @@ def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
     All terms are ≥ 0. Where d is not small, p·e^d is taken from x, which the target may not have.
     Rows that are far apart have no need of it: there KL is the mean of log p − log q.
     """
-    (x_top, x_rest), (y_top, y_rest) = statistics(x, classes), statistics(y, classes)
+    apart = _difference(x, y, top_of(x, classes), top_of(y, classes))
+    e = exp_depth(y, top_of(y, classes))
+    both = jnp.where(x == -jnp.inf, 0, e)
+    x_top, x_rest = statistics(x, classes)
+    (_, y_rest), (mean,) = statistics_and_sums(y, classes, both * apart)
     x_log, y_log = log1p_rest(x_rest), log1p_rest(y_rest)
-    has_both = (x != -jnp.inf) & (y != -jnp.inf)
-    p = jnp.where(has_both, exp_depth(y, y_top) / (1 + jnp.where(y_rest < 0, 0, y_rest)), 0)
-    apart = jnp.where(has_both, _difference(x, y, x_top, y_top), 0)
-    mean = classes.sum(p * apart)
-    d = jnp.where(has_both, apart - mean, 0)
-    is_small = has_both & (jnp.abs(d) < 0.5)
+    p, mean = both * of_top(y_rest), mean * of_top(y_rest)
+    d = apart - mean
+    is_small = jnp.abs(d) < 0.5
     mass = jnp.exp(jnp.minimum(depth(x, x_top) - (mean + y_log), _HIGHEST))
     terms = jnp.where(is_small, p * _excess_of_exp(jnp.where(is_small, d, 0)), mass - p * (1 + d))
-    excess = classes.sum(terms)
+    excess, missing = classes.sums(terms, e - both)
     is_near, shift = excess < 1, x_log - y_log
     value = jnp.where(is_near, jnp.log1p(jnp.minimum(excess, 1)), shift - mean)
     is_shift_exact = x_log + y_log < jnp.abs(d) + value  # whichever is rounded less
-    return _Compared(value, d, jnp.where(is_shift_exact, apart - shift, d - value))
+    log_ratio = jnp.where(is_shift_exact, apart - shift, d - value)
+    return _Compared(value, d, log_ratio, missing, ~((x_rest < 0) | (y_rest < 0)))
 
 
 def _difference(x: jax.Array, y: jax.Array, x_top: jax.Array, y_top: jax.Array) -> jax.Array:

@@ -14,10 +14,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_array, as_index, as_real, canonical_axes, wide
+from jaxsoftjac._pivots import where_positive
 from jaxsoftjac._rows import ClassAxes, depth, in_range, is_label, nan_unless, top_of
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.losses._arguments import checked_arguments
-from jaxsoftjac.products import where_positive
 from jaxsoftjac.sparse._functions import checked_alpha, family_rows
 from jaxsoftjac.sparse._powers import Beta, deformed_log, deformed_log_slope, is_number, power
 
@@ -163,7 +163,7 @@ def _label_pushforward(
     others = jnp.where(label, 0, p)
     at_label = jnp.where(label & (x != -jnp.inf), classes.sum(others), 0)
     gradient = others - at_label
-    pushed = classes.sum(gradient * where_positive(tangents[0], gradient))
+    pushed = classes.sum(gradient * where_positive(tangents[0], gradient, p))
     if tangents[1] is None:
         return pushed
     return pushed + tangents[1] * _entropy_slope(p, alpha, classes)
@@ -207,7 +207,7 @@ def _target_pushforward(
     x_tangent, target_tangent, alpha_tangent = tangents
     gradient = jnp.where(x != -jnp.inf, p - target, 0)
     of_target = _surprise(x, p, target, alpha, classes) + _log(target, alpha)
-    pushed = classes.sum(gradient * where_positive(x_tangent, gradient))
+    pushed = classes.sum(gradient * where_positive(x_tangent, gradient, p))
     pushed = pushed + classes.sum(jnp.where(jnp.isfinite(of_target), of_target, 0) * target_tangent)
     if alpha_tangent is None:
         return pushed

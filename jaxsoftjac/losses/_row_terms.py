@@ -6,12 +6,15 @@ that value, gradient and every order share what has been found of the row.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from jaxsoftjac._row_functions import log1p_rest
+from jaxsoftjac._pivots import where_positive
+from jaxsoftjac._row_functions import log1p_rest, of_top
 from jaxsoftjac._rows import (
     ClassAxes,
     depth,
@@ -22,7 +25,7 @@ from jaxsoftjac._rows import (
     top_of,
 )
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.products import softmax_product, where_positive
+from jaxsoftjac.products import softmax_product
 
 
 class Terms(NamedTuple):
@@ -55,9 +58,10 @@ def label_terms(x: jax.Array, labels: jax.Array, classes: ClassAxes, asked: Aske
 
     −log σ at the label is a sum of two terms ≥ 0.
     """
-    _, others, down = _apart(x, labels, classes)
-    log_rest = log1p_rest(classes.sum(others) + (jnp.exp(-down) - 1))
-    return Terms(down + log_rest, *_asked_terms(x, log_rest, classes, asked))
+    top, rest = statistics(x, classes)
+    log_rest = log1p_rest(rest)
+    surprise = log_rest - depth(at_label(x, labels, classes), top)
+    return Terms(surprise, *_asked_terms(x, log_rest, classes, asked))
 
 
 @label_terms.defjvp
@@ -76,20 +80,23 @@ def _label_pushforward(
     tangent: jax.Array, x: jax.Array, labels: jax.Array, classes: ClassAxes, asked: Asked
 ) -> Terms:
     slopes = _label_slopes(x, labels, classes)
-    surprise = classes.sum(slopes.surprise * where_positive(tangent, slopes.surprise))
+    kept = where_positive(tangent, slopes.surprise, slopes.sigma)
+    surprise = classes.sum(slopes.surprise * kept)
     return Terms(surprise, *_asked_pushforward(tangent, x, slopes.sigma, classes, asked))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _label_slopes(x: jax.Array, labels: jax.Array, classes: ClassAxes) -> _Slopes:
-    """At the label minus the sum of the others, or 0 where that is excluded; elsewhere σ."""
-    label, others, down = _apart(x, labels, classes)
-    own = jnp.exp(-down)
-    rest = classes.sum(others)
-    scale = 1 / jnp.maximum(rest + own, float(jnp.finfo(x.dtype).tiny))
-    is_excluded = at_label(x, labels, classes) == -jnp.inf
-    surprise = others * scale - label * jnp.where(is_excluded, 0, rest * scale)
-    return _Slopes(surprise, (others + label * own) * scale, jax.lax.stop_gradient(scale))
+    """σ, less 1 at the label: minus the sum of the others where that is the top class."""
+    top, rest = statistics(x, classes)
+    scale = of_top(rest)
+    sigma = exp_depth(x, top) * scale
+    logit = at_label(x, labels, classes)
+    own = exp_depth(logit, top) * scale - 1
+    exact = lax.stop_gradient(-rest * scale) + (own - lax.stop_gradient(own))
+    own = jnp.where(logit == top, exact, jnp.where(logit == -jnp.inf, 0, own))
+    surprise = jnp.where(_is_label(labels, x, classes), own, sigma)
+    return _Slopes(surprise, sigma, lax.stop_gradient(scale))
 
 
 @_label_slopes.defjvp
@@ -101,20 +108,6 @@ def _label_slopes_jvp(
     slopes = _label_slopes(*primals, classes)
     moved = softmax_product(tangents[0], slopes.sigma, classes, slopes.top)
     return slopes, _Slopes(moved, moved, jnp.zeros_like(slopes.top))
-
-
-def _apart(
-    x: jax.Array, labels: jax.Array, classes: ClassAxes
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One-hot of the label, exp(x − top) of the other classes (0 at the label), top − x there.
-
-    Nothing is subtracted from a sum, so that Σ of the others keeps its digits. The label leaves by
-    arithmetic, because XLA's CPU kernels store a whole array before they reduce a selection.
-    """
-    top = top_of(x, classes)
-    label = _is_label(labels, x, classes).astype(x.dtype)
-    others = jnp.exp(depth(x, top) - 1e30 * label)
-    return label, others, -depth(at_label(x, labels, classes), top)
 
 
 def at_label(x: jax.Array, labels: jax.Array, classes: ClassAxes) -> jax.Array:
@@ -141,76 +134,90 @@ def target_terms(x: jax.Array, target: jax.Array, classes: ClassAxes, asked: Ask
     log_rest = log1p_rest(rest)
     counts = target != 0
     down = jnp.where(counts, -depth(x, top), 0)
-    surprise = classes.sum(jnp.where(counts, target, 0) * down) + log_rest * classes.sum(target)
-    surprise = jnp.where(_has_target(target, classes), surprise, 0)
+    descent, total, size = classes.sums(target * down, target, jnp.abs(target))
+    surprise = jnp.where(size != 0, descent + log_rest * total, 0)
     return Terms(surprise, *_asked_terms(x, log_rest, classes, asked))
 
 
-@target_terms.defjvp
+@partial(target_terms.defjvp, symbolic_zeros=True)
 def _target_terms_jvp(
     classes: ClassAxes,
     asked: Asked,
     primals: tuple[jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array],
+    tangents: tuple[Any, Any],
 ) -> tuple[Terms, Terms]:
     terms = target_terms(*primals, classes, asked)
-    return terms, _target_pushforward(tangents, *primals, classes, asked)
+    moves = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents)
+    return terms, _target_pushforward(moves, *primals, classes, asked)
 
 
 @recomputed(static_argnums=(3, 4))
 def _target_pushforward(
-    tangents: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array | None, jax.Array | None],
     x: jax.Array,
     target: jax.Array,
     classes: ClassAxes,
     asked: Asked,
 ) -> Terms:
     x_tangent, target_tangent = tangents
+    pushed = jnp.zeros_like(x)
     slopes = _target_slopes(x, target, classes)
-    along_logits = slopes.surprise * where_positive(x_tangent, slopes.surprise)
-    top, rest = statistics(x, classes)
-    surprise = jnp.where(x == -jnp.inf, 0, log1p_rest(rest) - depth(x, top))
-    pushed = classes.sum(along_logits) + classes.sum(target_tangent * surprise)
-    return Terms(pushed, *_asked_pushforward(x_tangent, x, slopes.sigma, classes, asked))
+    if x_tangent is not None:
+        kept = where_positive(x_tangent, slopes.surprise, slopes.sigma)
+        pushed = slopes.surprise * kept
+    if target_tangent is not None:
+        top, rest = statistics(x, classes)
+        surprise = jnp.where(x == -jnp.inf, 0, log1p_rest(rest) - depth(x, top))
+        pushed = pushed + target_tangent * surprise
+    along = _asked_pushforward(x_tangent, x, slopes.sigma, classes, asked)
+    return Terms(classes.sum(pushed), *along)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _target_slopes(x: jax.Array, target: jax.Array, classes: ClassAxes) -> _Slopes:
     """σΣt − t where there is a target, else 0."""
     top, rest = statistics(x, classes)
-    e = exp_depth(x, top)
-    scale = 1 / (1 + jnp.where(rest < 0, 0, rest))
-    moves = (x != -jnp.inf) & _has_target(target, classes)
-    surprise = _from_target(jnp.where(moves, target, 0), e, rest, classes)
-    return _Slopes(jnp.where(moves, surprise, 0), e * scale, jax.lax.stop_gradient(scale))
+    e, scale, kept = exp_depth(x, top), of_top(rest), x != -jnp.inf
+    t = jnp.where(kept, target, 0)
+    total, below, size = classes.sums(t, t * _is_below(e), jnp.abs(target))
+    surprise = jnp.where(kept & (size != 0), _slope(t, total, below, e, rest), 0)
+    return _Slopes(surprise, e * scale, lax.stop_gradient(scale))
 
 
-@_target_slopes.defjvp
+@partial(_target_slopes.defjvp, symbolic_zeros=True)
 def _target_slopes_jvp(
-    classes: ClassAxes,
-    primals: tuple[jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array],
+    classes: ClassAxes, primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]
 ) -> tuple[_Slopes, _Slopes]:
     (x, target), (x_tangent, target_tangent) = primals, tangents
     slopes = _target_slopes(x, target, classes)
-    moved = softmax_product(x_tangent, slopes.sigma, classes, slopes.top)
     kept = x != -jnp.inf
-    total = classes.sum(jnp.where(kept, target, 0))
-    top, rest = statistics(x, classes)
-    by_target = _from_target(jnp.where(kept, target_tangent, 0), exp_depth(x, top), rest, classes)
-    pushed = jnp.where(_has_target(target, classes), total * moved, 0)
-    pushed = pushed + jnp.where(kept, by_target, 0)
+    moved, pushed = jnp.zeros_like(x), jnp.zeros_like(x)
+    if not isinstance(x_tangent, SymbolicZero):
+        moved = softmax_product(x_tangent, slopes.sigma, classes, slopes.top)
+        total = classes.sum(jnp.where(kept, target, 0))
+        pushed = jnp.where(_has_target(target, classes), total * moved, 0)
+    if not isinstance(target_tangent, SymbolicZero):
+        top, rest = statistics(x, classes)
+        e, along = exp_depth(x, top), jnp.where(kept, target_tangent, 0)
+        sums = classes.sum(along), classes.sum(along * _is_below(e))
+        pushed = pushed + jnp.where(kept, _slope(along, *sums, e, rest), 0)
     return slopes, _Slopes(pushed, moved, jnp.zeros_like(slopes.top))
 
 
-def _from_target(target: jax.Array, e: jax.Array, rest: jax.Array, classes: ClassAxes) -> jax.Array:
+def _slope(
+    t: jax.Array, total: jax.Array, below: jax.Array, e: jax.Array, rest: jax.Array
+) -> jax.Array:
     """σΣt − t, linear in t; at the top class from the others: Σ_{j≠top} t − (1 − σ)·Σt."""
-    scale = 1 / (1 + jnp.where(rest < 0, 0, rest))
-    sigma, total = e * scale, classes.sum(target)
-    below = classes.sum(target * (1 - jax.lax.stop_gradient(jnp.floor(e))))
-    complement = jax.lax.stop_gradient(rest * scale) + (jax.lax.stop_gradient(sigma) - sigma)
+    scale = of_top(rest)
+    sigma = e * scale
+    complement = lax.stop_gradient(rest * scale) + (lax.stop_gradient(sigma) - sigma)
     is_alone = (e == 1) & (rest < 1)
-    return jnp.where(is_alone, below - total * complement, total * sigma - target)
+    return jnp.where(is_alone, below - total * complement, total * sigma - t)
+
+
+def _is_below(e: jax.Array) -> jax.Array:
+    """0 at the top class, 1 elsewhere."""
+    return 1 - lax.stop_gradient(jnp.floor(e))
 
 
 def _has_target(target: jax.Array, classes: ClassAxes) -> jax.Array:
@@ -226,8 +233,7 @@ def _asked_terms(
     top = top_of(x, classes)
     uniform = log_normalizer = None
     if asked.uniform:
-        down = jnp.where(x == -jnp.inf, 0, -depth(x, top))
-        uniform = classes.sum(down * uniform_target(x, classes)) + log_rest
+        uniform = _of_kept(x, top, classes)[1] + log_rest
     if asked.log_normalizer:
         highest = classes.max(x)
         log_normalizer = jnp.where(jnp.isinf(highest), highest, top + log_rest)
@@ -235,9 +241,10 @@ def _asked_terms(
 
 
 def _asked_pushforward(
-    tangent: jax.Array, x: jax.Array, sigma: jax.Array, classes: ClassAxes, asked: Asked
+    tangent: jax.Array | None, x: jax.Array, sigma: jax.Array, classes: ClassAxes, asked: Asked
 ) -> tuple[jax.Array | None, jax.Array | None]:
     uniform = log_normalizer = None
+    tangent = jnp.zeros_like(x) if tangent is None else tangent
     if asked.uniform:
         kept = jnp.where(x == -jnp.inf, 0, tangent)
         uniform = classes.sum((sigma - uniform_target(x, classes)) * kept)
@@ -248,5 +255,14 @@ def _asked_pushforward(
 
 def uniform_target(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """One over the number of kept classes, 0 elsewhere: a constant of differentiation."""
-    kept = jax.lax.stop_gradient((x != -jnp.inf).astype(x.dtype))
-    return kept / jnp.maximum(classes.sum(kept), 1)
+    return _of_kept(x, top_of(x, classes), classes)[0]
+
+
+def _of_kept(x: jax.Array, top: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax.Array]:
+    """The uniform target of the classes that are not excluded, and the mean of top − x over it."""
+    kept = lax.stop_gradient((x != -jnp.inf).astype(x.dtype))
+    down = jnp.where(x == -jnp.inf, 0, -depth(x, top))
+    width = max(1, x.shape[classes.axes[0]])  # the sum of what is large could overflow
+    descent, count = classes.sums(down / width, kept)
+    count = jnp.maximum(count, 1)
+    return kept / count, descent * (width / count)

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsoftjac._pivots import pivot_weights, where_positive
 from jaxsoftjac._rows import LAST, ClassAxes
 from jaxsoftjac._rules import quotient, recomputed
-from jaxsoftjac.products import centre, pivot_weights, where_positive
+from jaxsoftjac.products import centre
 
 _Pair = tuple[jax.Array, jax.Array]
 
