@@ -31,6 +31,7 @@ from jaxsoftjac.diagnostics import verify_jacobian_properties as verify_jacobian
 from jaxsoftjac.functions import log_softmax as log_softmax
 from jaxsoftjac.functions import logsumexp as logsumexp
 from jaxsoftjac.functions import softmax as softmax
+from jaxsoftjac.losses import LinearTarget as LinearTarget
 from jaxsoftjac.losses import cross_entropy as cross_entropy
 from jaxsoftjac.losses import entmax_loss as entmax_loss
 from jaxsoftjac.losses import entropy as entropy

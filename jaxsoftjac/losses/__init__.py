@@ -10,9 +10,12 @@
 from jaxsoftjac.losses._cross_entropy import cross_entropy
 from jaxsoftjac.losses._divergences import entropy, kl_divergence
 from jaxsoftjac.losses._entmax import entmax_loss
-from jaxsoftjac.losses._linear import linear_cross_entropy, linear_cross_entropy_gauss_newton
+from jaxsoftjac.losses._linear import linear_cross_entropy
+from jaxsoftjac.losses._linear_gauss_newton import linear_cross_entropy_gauss_newton
+from jaxsoftjac.losses._linear_target import LinearTarget
 
 __all__ = [
+    "LinearTarget",
     "cross_entropy",
     "entmax_loss",
     "entropy",

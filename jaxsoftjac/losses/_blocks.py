@@ -25,6 +25,8 @@ class Shared(NamedTuple):
     hidden: Any  # [..., D]
     softcap: Any = None  # a number, or None for no cap
     origin: Any = None  # a number from which the bias is measured, a constant; None for 0
+    temperature: Any = None  # a number that divides the logits, or None for 1
+    teacher: Any = None  # the teacher's own `Shared`, or None
 
 
 class Head(NamedTuple):
@@ -32,13 +34,38 @@ class Head(NamedTuple):
 
     kernel: Any  # [D, V]
     bias: Any = None  # [V], or None
+    teacher: Any = None  # the teacher's own `Head`, or None
 
 
 class Operands(NamedTuple):
-    """What the logits are made of, or its tangents."""
+    """What the logits are made of, the teacher's too where there is one; or the tangents of it."""
 
     shared: Shared
     head: Head
+
+    @property
+    def teacher(self) -> "Operands | None":
+        """The operands of the teacher's logits."""
+        if self.shared.teacher is None:
+            return None
+        return Operands(self.shared.teacher, self.head.teacher)
+
+    @property
+    def student(self) -> "Operands":
+        """The operands of the logits whose loss it is, without the teacher's."""
+        return self.taught_by(None)
+
+    def taught_by(self, teacher: "Operands | None") -> "Operands":
+        """These operands, with those of a teacher beside them."""
+        shared, head = (None, None) if teacher is None else teacher
+        return Operands(self.shared._replace(teacher=shared), self.head._replace(teacher=head))
+
+
+class Logits(NamedTuple):
+    """Logits of a block, [..., block], or what belongs to each of them."""
+
+    student: Any
+    teacher: Any = None  # None without a teacher
 
 
 class Layout(NamedTuple):
@@ -72,25 +99,34 @@ def logits_dtype(operands: Operands) -> jnp.dtype:
 
 def logits_of(operands: Operands) -> jax.Array:
     """Logits in the working dtype, c·tanh(y/c) if capped; −∞ where the bias is."""
-    (hidden, softcap, origin), (kernel, bias) = operands
+    (hidden, softcap, origin, temperature, _), (kernel, bias, _) = operands
     dtype = logits_dtype(operands)
     if hidden.dtype != kernel.dtype:
         hidden, kernel = hidden.astype(dtype), kernel.astype(dtype)
     y = jnp.matmul(hidden, kernel, preferred_element_type=dtype)
     if bias is None:
-        return _capped(y, softcap)
+        return _scaled(y, softcap, temperature)
     bias = jnp.expand_dims(bias.astype(dtype), tuple(range(y.ndim - 1)))
-    if softcap is None:
-        return y + (bias if origin is None else bias - origin)
+    above = bias if origin is None else bias - origin
+    if softcap is None and temperature is None:
+        return y + above
     is_excluded = bias == -jnp.inf
-    return jnp.where(is_excluded, -jnp.inf, _capped(y + jnp.where(is_excluded, 0, bias), softcap))
+    y = y + jnp.where(is_excluded, 0, above)
+    return jnp.where(is_excluded, -jnp.inf, _scaled(y, softcap, temperature))
 
 
-def _capped(y: jax.Array, softcap: jax.Array | None) -> jax.Array:
-    if softcap is None:
-        return y
-    softcap = softcap.astype(y.dtype)
-    return softcap * jnp.tanh(y / softcap)
+def _scaled(y: jax.Array, softcap: jax.Array | None, temperature: jax.Array | None) -> jax.Array:
+    if softcap is not None:
+        softcap = softcap.astype(y.dtype)
+        y = softcap * jnp.tanh(y / softcap)
+    return y if temperature is None else y / temperature.astype(y.dtype)
+
+
+def both_logits(operands: Operands) -> Logits:
+    """The logits, and those of the teacher if there is one, in the same dtype."""
+    z = logits_of(operands.student)
+    teacher = operands.teacher
+    return Logits(z, None if teacher is None else logits_of(teacher).astype(z.dtype))
 
 
 def moving(tangents: Operands) -> Operands:
@@ -104,15 +140,16 @@ def moving(tangents: Operands) -> Operands:
 
 def at_tangents(operands: Any, moves: Any) -> Any:
     """The operands that move, None for the others."""
-    return jax.tree.map(lambda t, a: None if t is None else a, moves, operands, is_leaf=_is_none)
+    return jax.tree.map(lambda t, a: None if t is None else a, moves, operands, is_leaf=is_none)
 
 
 def filled(moved: Any, operands: Any) -> Any:
     """The operands, those that move in their place."""
-    return jax.tree.map(lambda m, a: a if m is None else m, moved, operands, is_leaf=_is_none)
+    return jax.tree.map(lambda m, a: a if m is None else m, moved, operands, is_leaf=is_none)
 
 
-def _is_none(x: Any) -> bool:
+def is_none(x: Any) -> bool:
+    """Whether it is None, which is a leaf where tangents may be missing."""
     return x is None
 
 

@@ -1,6 +1,5 @@
 """The checked arguments of the losses beneath a vocabulary, and the layout of its blocks."""
 
-from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import jax
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_real, checked_number, same_shape
 from jaxsoftjac._rows import first_class, nan_unless
 from jaxsoftjac._rules import recomputed
 from jaxsoftjac.losses._arguments import (
@@ -17,8 +15,11 @@ from jaxsoftjac.losses._arguments import (
     integer_labels,
     is_ignored,
 )
-from jaxsoftjac.losses._blocks import Head, Layout, Operands, Shared, logits_dtype
+from jaxsoftjac.losses._blocks import Layout, Operands, logits_dtype
 from jaxsoftjac.losses._linear_gradients import OfClasses, Static
+from jaxsoftjac.losses._linear_operands import checked_operands, checked_teacher
+
+STATIC = "known", "ignore_index", "reduction", "block_size", "axis_name"
 
 _BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
 _NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128
@@ -40,8 +41,8 @@ class LinearOptions(TypedDict, total=False):
 
 
 class Problem(NamedTuple):
-    operands: Operands
-    labels: jax.Array  # [..., 1]
+    operands: Operands  # with the teacher's if there is one
+    labels: jax.Array | None  # [..., 1]; None for a teacher
     weights: jax.Array  # [..., 1]
     ignored: jax.Array | None  # [..., 1]
     of_classes: OfClasses | None  # None where they are in the weights already
@@ -63,7 +64,7 @@ def _without(ignored: jax.Array, operands: Operands) -> Operands:
 
 def problem_of(
     operands: Operands,
-    labels: jax.Array,
+    labels: jax.Array | Operands,
     weights: jax.Array | None,
     class_weights: jax.Array | None,
     traced: LossOptions,
@@ -75,14 +76,25 @@ def problem_of(
     axis_name: str | None,
 ) -> Problem:
     """The checked arguments; weights are 0 for ignored examples, NaN for labels out of range."""
-    operands, options = _checked_operands(operands, axis_name), known.joined(traced)
+    operands, options = checked_operands(operands, axis_name), known.joined(traced)
     hidden, V = operands.shared.hidden, operands.head.kernel.shape[1]
     lead = hidden.shape[:-1]
+    weights = _checked_weights(weights, hidden[..., :1].astype(logits_dtype(operands)))
+    has_mean = not (options.is_static and options.label_smoothing == 0)
+    layout = _layout(V, weights.size, block_size, has_mean, axis_name)
+    static = Static(layout, options)
+    if isinstance(labels, Operands):
+        _check_for_target(class_weights, ignore_index)
+        operands = operands.taught_by(checked_teacher(labels, operands, axis_name))
+        if reduction == "mean":
+            weights = weights * _one_over(jnp.sum(weights))
+        return Problem(operands, None, weights, None, None, static)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"`labels` must be integers, got dtype {labels.dtype.name}")
+        raise TypeError(
+            f"`labels` must be integers or a LinearTarget, got dtype {labels.dtype.name}"
+        )
     ignored = is_ignored(labels, ignore_index)
     labels = integer_labels(labels, (*lead, V), len(lead))
-    weights = _checked_weights(weights, hidden[..., :1].astype(logits_dtype(operands)))
     if ignored is not None:
         ignored = jnp.broadcast_to(ignored, lead)[..., None]
         labels, weights = jnp.where(ignored, 0, labels), jnp.where(ignored, 0, weights)
@@ -94,13 +106,22 @@ def problem_of(
         if options.is_plain:
             weights, of_classes = shares, None
     if reduction == "mean":
-        total = jnp.sum(shares)
-        weights = weights * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+        weights = weights * _one_over(jnp.sum(shares))
     slices = 1 if axis_name is None else lax.axis_size(axis_name)
     weights = weights * nan_unless((labels >= 0) & (labels < slices * V), weights.dtype)
-    has_mean = not (options.is_static and options.label_smoothing == 0)
-    layout = _layout(V, labels.size, block_size, has_mean, axis_name)
-    return Problem(operands, labels, weights, ignored, of_classes, Static(layout, options))
+    return Problem(operands, labels, weights, ignored, of_classes, static)
+
+
+def with_any_label(problem: Problem) -> Problem:
+    """The problem for what does not depend on the labels: any stands for a teacher."""
+    if problem.labels is not None:
+        return problem
+    labels = jnp.zeros_like(problem.weights, jnp.int32)
+    return problem._replace(operands=problem.operands.student, labels=labels)
+
+
+def _one_over(total: jax.Array) -> jax.Array:
+    return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
 
 
 def _layout(
@@ -117,42 +138,11 @@ def _layout(
     return Layout(V - count * size, size, count, has_mean, axis_name)
 
 
-def as_arrays(
-    hidden: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, softcap: ArrayLike | None
-) -> Operands:
-    hidden, kernel = as_real("hidden", hidden), as_real("kernel", kernel)
-    bias = None if bias is None else as_real("bias", bias)
-    if softcap is not None:
-        softcap = checked_number("logit_softcap", softcap, "be > 0 or None", lambda c: c > 0)
-        is_none = isinstance(softcap, float) and softcap == float("inf")
-        softcap = None if is_none else jnp.asarray(softcap, hidden.dtype)
-    return Operands(Shared(hidden, softcap), Head(kernel, bias))
-
-
-def _checked_operands(operands: Operands, axis_name: str | None) -> Operands:
-    (hidden, softcap, _), (kernel, bias) = operands
-    if hidden.ndim < 1:
-        raise ValueError(f"`hidden` must have shape [..., D], got {hidden.shape}")
-    if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1] or not kernel.shape[1]:
-        raise ValueError(
-            f"`kernel` must have shape ({hidden.shape[-1]}, V ≥ 1) for `hidden` of shape "
-            f"{hidden.shape}, got {kernel.shape}"
-        )
-    if bias is not None and bias.shape != kernel.shape[1:]:
-        raise ValueError(f"`bias` must have shape {kernel.shape[1:]}, got {bias.shape}")
-    if bias is None or softcap is not None:
-        return operands
-    origin = _origin(bias.astype(logits_dtype(operands)), axis_name)
-    return operands._replace(shared=Shared(hidden, None, origin))
-
-
-def _origin(bias: jax.Array, axis_name: str | None) -> jax.Array:
-    """The largest finite bias: measured from it, biases of any size leave the logits exact."""
-    bias = lax.stop_gradient(bias)
-    lowest = float(jnp.finfo(bias.dtype).min)
-    top = jnp.max(jnp.where(jnp.isfinite(bias), bias, lowest))
-    top = top if axis_name is None else lax.pmax(top, axis_name)
-    return jnp.where(top == lowest, 0, top)
+def _check_for_target(class_weights: jax.Array | None, ignore_index: int | None) -> None:
+    for name, value in (("class_weights", class_weights), ("ignore_index", ignore_index)):
+        if value is not None:
+            got = value if isinstance(value, int) else f"shape {value.shape}"
+            raise ValueError(f"`{name}` must be None when `labels` are a LinearTarget, got {got}")
 
 
 def _checked_weights(weights: jax.Array | None, column: jax.Array) -> jax.Array:
@@ -172,7 +162,7 @@ def _of_classes(
     options: LossOptions,
     axis_name: str | None,
 ) -> OfClasses:
-    (hidden, softcap, origin), (kernel, bias) = operands
+    (hidden, softcap, origin, *_), (kernel, bias, _) = operands
     V, dtype = kernel.shape[1], logits_dtype(operands)
     if class_weights.shape != (V,):
         raise ValueError(f"`class_weights` must have shape ({V},), got {class_weights.shape}")
@@ -218,17 +208,3 @@ def _at(class_weights: jax.Array, index: jax.Array) -> jax.Array:
         return total + jnp.sum(jnp.where(index == own, weights, 0), -1, keepdims=True), None
 
     return lax.scan(add, 0 * index.astype(parts.dtype), (classes, parts))[0]
-
-
-def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:
-    hidden, (kernel, bias) = operands.shared.hidden, operands.head
-    at = {"hidden": hidden, "kernel": kernel} | ({} if bias is None else {"bias": bias})
-    if not isinstance(tangents, tuple | list) or len(tangents) != len(at):
-        got = f"{len(tangents)}" if isinstance(tangents, tuple | list) else type(tangents).__name__
-        raise ValueError(f"`tangents` must be a tuple of {len(at)} arrays, {tuple(at)}, got {got}")
-    checked = {}
-    for (name, a), tangent in zip(at.items(), tangents, strict=True):
-        t = as_real(f"tangents ({name})", tangent).astype(a.dtype)
-        same_shape(f"tangents ({name})", t, name, a)
-        checked[name] = t
-    return Operands(Shared(checked["hidden"]), Head(checked["kernel"], checked.get("bias")))

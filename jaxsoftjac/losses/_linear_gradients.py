@@ -18,17 +18,20 @@ from jaxsoftjac.losses._arguments import LossOptions, counted, mixed, weighted
 from jaxsoftjac.losses._blocks import (
     Head,
     Layout,
+    Logits,
     Operands,
     Start,
     at_tangents,
     block_of,
+    both_logits,
     checkpointed,
     filled,
-    logits_of,
+    is_none,
     moving,
     reduce_blocks,
     wide_shared,
 )
+from jaxsoftjac.losses._running import log_rest
 from jaxsoftjac.losses._vocabulary import Constants, Terms, row_terms, slopes_of
 
 
@@ -37,6 +40,7 @@ class Static(NamedTuple):
 
     layout: Layout
     options: LossOptions
+    teaches: bool = False  # whether the gradient is wanted by the teacher too
 
 
 class OfClasses(NamedTuple):
@@ -72,7 +76,7 @@ def loss(
         from_origin = log_normalizer(terms, constants._replace(origin=None))
         uniform = weighted(of_classes.mean, from_origin) - of_classes.mean_logits
     elif options.has_smoothing:
-        uniform = terms.descent + jnp.log1p(jnp.where(terms.rest < 0, 0, terms.rest))
+        uniform = terms.descent + log_rest(terms.rest)
     return mixed(surprise, uniform, lse, options)
 
 
@@ -93,7 +97,7 @@ def mass_of_target(
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def weighted_sum(
-    operands: Operands, labels: jax.Array, weights: jax.Array, static: Static
+    operands: Operands, labels: jax.Array | None, weights: jax.Array, static: Static
 ) -> jax.Array:
     """Σ w·loss; its derivative is a product with the gradient, which is made with the value."""
     terms, constants = row_terms(operands, labels, static.layout)
@@ -102,16 +106,20 @@ def weighted_sum(
 
 @partial(weighted_sum.defjvp, symbolic_zeros=True)
 def _weighted_sum_jvp(
-    static: Static, primals: tuple[Operands, jax.Array, jax.Array], tangents: tuple[Any, Any, Any]
+    static: Static,
+    primals: tuple[Operands, jax.Array | None, jax.Array],
+    tangents: tuple[Any, Any, Any],
 ) -> tuple[jax.Array, jax.Array]:
     operands, labels, weights = primals
+    moves = moving(tangents[0])
+    static = static._replace(teaches=bool(jax.tree.leaves(moves.teacher)))
     losses, gradient = _value_and_gradient(operands, labels, weights, static)
     total = jnp.sum(weighted(weights, losses))
     products = jax.tree.map(
         lambda t, g: None if t is None else jnp.sum(wide(g) * wide(t)),
-        moving(tangents[0]),
+        _learning(moves, static),
         gradient,
-        is_leaf=lambda t: t is None,
+        is_leaf=is_none,
     )
     pushed = sum(jax.tree.leaves(products), jnp.zeros_like(total))
     if not isinstance(tangents[2], SymbolicZero):
@@ -121,24 +129,33 @@ def _weighted_sum_jvp(
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _value_and_gradient(
-    operands: Operands, labels: jax.Array, weights: jax.Array, static: Static
+    operands: Operands, labels: jax.Array | None, weights: jax.Array, static: Static
 ) -> tuple[jax.Array, Operands]:
-    """Losses, and the gradient of Σ w·loss by the operands."""
+    """Losses, and the gradient of Σ w·loss by the operands; by a teacher's only if it is wanted."""
     terms, constants = row_terms(operands, labels, static.layout)
     losses, by_terms = _loss_and_slopes(terms, constants, weights, static.options)
 
     def visit(start: Start, size: int, _: Head) -> tuple[Start, Operands]:
         block = block_of(operands, start, size)
+        held = _learning(block, static)
         return start, _block_gradient(
-            block, block, start, labels, terms, by_terms, constants, static.layout
+            block, held, start, labels, terms, by_terms, constants, static.layout
         )
 
-    return losses, _gradient_of_blocks(visit, operands, Head(None), static.layout)
+    learning = _learning(operands, static)
+    return losses, _gradient_of_blocks(visit, learning, Head(None), static.layout)
+
+
+def _learning(operands: Operands, static: Static) -> Operands:
+    """The operands by which the gradient is wanted."""
+    return operands if static.teaches else operands.student
 
 
 @partial(_value_and_gradient.defjvp, symbolic_zeros=True)
 def _value_and_gradient_jvp(
-    static: Static, primals: tuple[Operands, jax.Array, jax.Array], tangents: tuple[Any, Any, Any]
+    static: Static,
+    primals: tuple[Operands, jax.Array | None, jax.Array],
+    tangents: tuple[Any, Any, Any],
 ) -> tuple[tuple[jax.Array, Operands], tuple[jax.Array, Operands]]:
     operands, labels, weights = primals
     along = tangents[2]
@@ -152,7 +169,7 @@ def gradient_pushforward(
     moves: Operands,
     weights_tangent: jax.Array,
     operands: Operands,
-    labels: jax.Array,
+    labels: jax.Array | None,
     weights: jax.Array,
     static: Static,
     *,
@@ -162,7 +179,7 @@ def gradient_pushforward(
 
     To `hold` the Jacobian of the logits makes it the Gauss–Newton product.
     """
-    layout, options = static
+    layout, options = static.layout, static.options
 
     def slopes(moved: Operands, weights: jax.Array) -> tuple[Any, ...]:
         terms, constants = row_terms(filled(moved, operands), labels, layout)
@@ -179,13 +196,14 @@ def gradient_pushforward(
 
         def gradient(moved: Operands, terms: Terms, by_terms: Terms) -> Operands:
             moved = filled(moved, block)
-            held = block if hold else moved
+            held = _learning(block if hold else moved, static)
             return _block_gradient(moved, held, start, labels, terms, by_terms, constants, layout)
 
         at = (at_tangents(block, tangent), terms, by_terms)
         return start, jax.jvp(gradient, at, (tangent, terms_tangent, by_terms_tangent))[1]
 
-    return losses_tangent, _gradient_of_blocks(visit, operands, moves.head, layout)
+    learning = _learning(operands, static)
+    return losses_tangent, _gradient_of_blocks(visit, learning, moves.head, layout)
 
 
 def _loss_and_slopes(
@@ -193,7 +211,7 @@ def _loss_and_slopes(
 ) -> tuple[jax.Array, Terms]:
     """The losses, and the derivatives of Σ w·loss by the terms; None by those it does not use."""
     losses, pullback = jax.vjp(lambda terms: loss(terms, constants, options), terms)
-    by_terms = pullback(weights)[0]._replace(tail=None)
+    by_terms = pullback(weights)[0]._replace(tail=None, target=None)
     return losses, by_terms._replace(rest=None) if options.is_plain else by_terms
 
 
@@ -201,19 +219,23 @@ def _block_gradient(
     block: Operands,
     held: Operands,
     start: Any,
-    labels: jax.Array,
+    labels: jax.Array | None,
     terms: Terms,
     by_terms: Terms,
     constants: Constants,
     layout: Layout,
 ) -> Operands:
-    """JᵀG of a block: G the gradient by its logits, J their Jacobian by the operands `held`."""
-    slopes = slopes_of(logits_of(block), start, labels, terms, constants, layout)
-    pairs = zip(by_terms, slopes, strict=True)
-    by_logits = sum(weight * slope for weight, slope in pairs if weight is not None)
+    """JᵀG of a block: G the gradient by its logits, J their Jacobian by the operands `held`.
+
+    That by the teacher's logits is only made where its operands are among these.
+    """
+    slopes = slopes_of(both_logits(block), start, labels, terms, constants, layout)
+    pairs = zip(by_terms, slopes.student, strict=True)
+    by_student = sum(weight * slope for weight, slope in pairs if weight is not None)
+    by_teacher = None if held.teacher is None else by_terms.surprise * slopes.teacher.surprise
     held = Operands(wide_shared(held.shared, layout), held.head)
-    _, pullback = jax.vjp(logits_of, held)
-    return pullback(by_logits)[0]
+    _, pullback = jax.vjp(both_logits, held)
+    return pullback(Logits(by_student, by_teacher))[0]
 
 
 def _gradient_of_blocks(

@@ -11,31 +11,55 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftjac._rows import LAST, exp_depth, statistics
+from jaxsoftjac._rows import LAST
 from jaxsoftjac.losses._blocks import (
     Head,
     Layout,
+    Logits,
     Operands,
     Start,
     at_label,
     at_tangents,
     block_of,
+    both_logits,
     checkpointed,
     filled,
-    logits_of,
+    is_none,
     moving,
     reduce_blocks,
     wide_shared,
+)
+from jaxsoftjac.losses._running import (
+    Running,
+    across,
+    log_rest,
+    merged,
+    running,
+    shares_of,
+    tail_of,
+    tail_slope,
+)
+from jaxsoftjac.losses._target_terms import (
+    TargetConstants,
+    TargetSummary,
+    TargetTerms,
+    merged_targets,
+    slopes_by_student,
+    slopes_by_teacher,
+    target_across,
+    target_summary,
+    target_terms,
 )
 
 
 class Terms(NamedTuple):
     """Numbers per example, [..., 1], from which every loss is built."""
 
-    surprise: jax.Array  # −log σ at the label, a sum of terms ≥ 0
+    surprise: jax.Array  # −Σ t·log σ of the target t, a sum of terms ≥ 0
     tail: jax.Array  # −log σ at the top class where that has more than 0.6, else 0
     rest: jax.Array  # Σ exp(z − top) over all classes but the top one
     descent: Any  # top less the mean of the logits that are not −∞; None unless wanted
+    target: TargetTerms | None = None  # None for labels
 
 
 class Constants(NamedTuple):
@@ -44,24 +68,25 @@ class Constants(NamedTuple):
     top: jax.Array  # the largest logit
     count: Any  # of the logits that are not −∞; None unless wanted
     origin: Any  # what was taken from all logits, a number; None for 0
+    target: TargetConstants | None = None  # None for labels
 
 
 class _Summary(NamedTuple):
-    top: jax.Array
-    rest: jax.Array
-    peak: jax.Array  # the top again, not a constant of differentiation
-    at_label: jax.Array
+    row: Running
+    at_label: Any  # None for a teacher
     total: Any
     count: Any
+    target: TargetSummary | None  # None for labels
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def row_terms(operands: Operands, labels: jax.Array, layout: Layout) -> tuple[Terms, Constants]:
-    """The terms of each example; `labels` [..., 1] are global class numbers."""
+def row_terms(
+    operands: Operands, labels: jax.Array | None, layout: Layout
+) -> tuple[Terms, Constants]:
+    """The terms of each example; `labels` [..., 1] are global class numbers, None for a teacher."""
 
     def visit(start: Start, size: int, _: Head) -> _Summary:
-        z = logits_of(block_of(operands, start, size))
-        return _summary(z, at_label(z, start, labels, layout), layout)
+        return _summary(both_logits(block_of(operands, start, size)), start, labels, layout)
 
     summary = reduce_blocks(visit, _merged, Head(None), layout)
     return _terms(_across(summary, layout), operands.shared.origin, layout)
@@ -69,7 +94,7 @@ def row_terms(operands: Operands, labels: jax.Array, layout: Layout) -> tuple[Te
 
 @partial(row_terms.defjvp, symbolic_zeros=True)
 def _row_terms_jvp(
-    layout: Layout, primals: tuple[Operands, jax.Array], tangents: tuple[Any, Any]
+    layout: Layout, primals: tuple[Operands, jax.Array | None], tangents: tuple[Any, Any]
 ) -> tuple[tuple[Terms, Constants], tuple[Terms, Constants]]:
     operands, labels = primals
     terms, constants = row_terms(operands, labels, layout)
@@ -80,7 +105,7 @@ def _row_terms_jvp(
 def _pushforward(
     moves: Operands,
     operands: Operands,
-    labels: jax.Array,
+    labels: jax.Array | None,
     terms: Terms,
     constants: Constants,
     layout: Layout,
@@ -91,43 +116,64 @@ def _pushforward(
     @checkpointed
     def visit(start: Start, size: int, head: Head) -> Terms:
         block, tangent = block_of(operands, start, size), Operands(shared, head)
-        z, v = jax.jvp(
-            lambda moved: logits_of(filled(moved, block)),
+        logits, along = jax.jvp(
+            lambda moved: both_logits(filled(moved, block)),
             (at_tangents(block, tangent),),
             (tangent,),
         )
-        slopes = slopes_of(z, start, labels, terms, constants, layout)
-        return jax.tree.map(lambda slope: LAST.sum(slope * v), slopes)
+        does_move = [bool(jax.tree.leaves(part)) for part in (tangent.student, tangent.teacher)]
+        along = Logits(*(v if moves else None for v, moves in zip(along, does_move, strict=True)))
+        return _summed(slopes_of(logits, start, labels, terms, constants, layout), along)
 
     pushed = reduce_blocks(visit, partial(jax.tree.map, jnp.add), moves.head, layout)
-    return pushed if layout.axis_name is None else lax.psum(pushed, layout.axis_name)
+    pushed = pushed if layout.axis_name is None else lax.psum(pushed, layout.axis_name)
+    return filled(pushed, jax.tree.map(jnp.zeros_like, terms))
+
+
+def _summed(slopes: Logits, along: Logits) -> Terms:
+    """The terms' derivatives by the logits that move, along these; None where there is none."""
+
+    def total(*by_logits: jax.Array | None) -> jax.Array | None:
+        pairs = zip(by_logits, along, strict=False)
+        found = [LAST.sum(slope * v) for slope, v in pairs if slope is not None and v is not None]
+        return sum(found[1:], found[0]) if found else None
+
+    by_logits = [terms for terms in slopes if terms is not None]
+    return jax.tree.map(total, *by_logits, is_leaf=is_none)
 
 
 def slopes_of(
-    z: jax.Array,
+    logits: Logits,
     start: Any,
-    labels: jax.Array,
+    labels: jax.Array | None,
     terms: Terms,
     constants: Constants,
     layout: Layout,
-) -> Terms:
-    """Derivatives of the terms by the logits of a block, [..., block].
+) -> Logits:
+    """Derivatives of the terms by the student's and the teacher's logits of a block; None for 0.
 
-    Where a class has most of the row, its σ and σ − 1 come from `tail`, and at the label from
-    `surprise`: their derivatives are sums over the other classes, which do not cancel.
+    At the label the derivative of the surprise is −(1 − σ) from the surprise itself, whose own
+    derivative is a sum over the other classes, which does not cancel.
     """
-    kept = z != -jnp.inf
-    unnormalized = exp_depth(z, constants.top)
-    sigma = unnormalized / (1 + jnp.where(terms.rest < 0, 0, terms.rest))
-    hot = lax.stop_gradient((sigma > 0.55) & (terms.tail > 0))
-    sigma = jnp.where(hot, jnp.exp(-terms.tail), sigma)
-    is_at_label = at_label(z, start, labels, layout) & kept
-    return Terms(
-        surprise=jnp.where(is_at_label, _less_one(terms.surprise), sigma),
-        tail=jnp.where(terms.tail > 0, jnp.where(hot, jnp.expm1(-terms.tail), sigma), 0),
-        rest=unnormalized,
+    z, t = logits
+    kept, shares = z != -jnp.inf, shares_of(z, constants.top, terms.rest, terms.tail)
+    target = by_teacher = None
+    if terms.target is not None:
+        of_target = terms.target, constants.target
+        surprise, target = slopes_by_student(kept, shares, t, *of_target)
+        by_t = slopes_by_teacher((z, t), constants.top, terms.rest, *of_target)
+        by_teacher = Terms(by_t[0], None, None, None, by_t[1])
+    else:
+        is_at_label = at_label(z, start, labels, layout) & kept
+        surprise = jnp.where(is_at_label, _less_one(terms.surprise), shares.sigma)
+    by_student = Terms(
+        surprise=surprise,
+        tail=tail_slope(shares, terms.rest),
+        rest=shares.unnormalized,
         descent=jnp.where(kept, -1 / constants.count, 0) if layout.mean else None,
+        target=target,
     )
+    return Logits(by_student, by_teacher)
 
 
 def _less_one(surprise: jax.Array) -> jax.Array:
@@ -136,47 +182,47 @@ def _less_one(surprise: jax.Array) -> jax.Array:
     return jnp.where(surprise < 0.5, small, jnp.exp(-surprise) - 1)
 
 
-def _summary(z: jax.Array, is_at_label: jax.Array, layout: Layout) -> _Summary:
-    kept = z != -jnp.inf
+def _summary(logits: Logits, start: Any, labels: jax.Array | None, layout: Layout) -> _Summary:
+    z, t = logits
+    kept, row = z != -jnp.inf, running(z)
+    of_label = None if labels is None else jnp.where(at_label(z, start, labels, layout), z, 0)
     return _Summary(
-        *statistics(z, LAST),
-        jnp.maximum(jnp.max(z, -1, keepdims=True), float(jnp.finfo(z.dtype).min)),
-        LAST.sum(jnp.where(is_at_label, z, 0)),
+        row,
+        None if of_label is None else LAST.sum(of_label),
         LAST.sum(jnp.where(kept, z, 0)) if layout.mean else None,
         LAST.sum(kept.astype(z.dtype)) if layout.mean else None,
+        None if t is None else target_summary(z, t, row),
     )
 
 
 def _merged(a: _Summary, b: _Summary) -> _Summary:
-    top = jnp.maximum(a.top, b.top)
-    a_sum, b_sum = (1 + a.rest) * jnp.exp(a.top - top), (1 + b.rest) * jnp.exp(b.top - top)
-    rest = jnp.where(a.top >= b.top, a.rest + b_sum, b.rest + a_sum)
-    peak = jnp.where(a.top >= b.top, a.peak, b.peak)
-    sums = jax.tree.map(jnp.add, a[3:], b[3:])
-    return _Summary(top, rest, peak, *sums)
+    row, target = merged(a.row, b.row), None
+    if a.target is not None and b.target is not None:
+        target = merged_targets(a.target, b.target, (a.row, b.row), row.top)
+    return _Summary(row, *jax.tree.map(jnp.add, a[1:4], b[1:4]), target)
 
 
 def _across(summary: _Summary, layout: Layout) -> _Summary:
-    """The summary of all slices of the vocabulary; the first with the top class keeps its rest."""
-    name = layout.axis_name
+    """The summary of all slices of the vocabulary."""
+    name, target = layout.axis_name, summary.target
     if name is None:
         return summary
-    index = lax.axis_index(name)
-    top = lax.pmax(lax.stop_gradient(summary.top), name)
-    holders = jnp.where(summary.top == top, index, lax.axis_size(name))
-    is_holder = lax.pmin(lax.stop_gradient(holders), name) == index
-    own = (1 + summary.rest) * jnp.exp(summary.top - top)
-    rest = jnp.where(is_holder, summary.rest, own)
-    peak = jnp.where(is_holder, summary.peak, 0)
-    return _Summary(top, *lax.psum((rest, peak, *summary[3:]), name))
+    row, _ = across(summary.row, name)
+    if target is not None:
+        target = target_across(target, summary.row, row.top, name)
+    return _Summary(row, *lax.psum(summary[1:4], name), target)
 
 
 def _terms(summary: _Summary, origin: jax.Array | None, layout: Layout) -> tuple[Terms, Constants]:
-    top, rest, peak, at_label, total, count = summary
-    log_rest = jnp.log1p(jnp.where(rest < 0, 0, rest))
-    tail = jnp.where(rest < 2 / 3, log_rest + (lax.stop_gradient(peak) - peak), 0)
-    if not layout.mean:
-        return Terms((top - at_label) + log_rest, tail, rest, None), Constants(top, None, origin)
-    descent = jnp.where(count == 0, 0, top - total / jnp.maximum(count, 1))
-    count = jnp.maximum(count, 1)
-    return Terms((top - at_label) + log_rest, tail, rest, descent), Constants(top, count, origin)
+    (top, rest, _), at_label, total, count, target = summary
+    of_target = None, None
+    if target is None:
+        surprise = (top - at_label) + log_rest(rest)
+    else:
+        surprise, *of_target = target_terms(target, rest)
+    descent = None
+    if layout.mean:
+        descent = jnp.where(count == 0, 0, top - total / jnp.maximum(count, 1))
+        count = jnp.maximum(count, 1)
+    terms = Terms(surprise, tail_of(summary.row), rest, descent, of_target[0])
+    return terms, Constants(top, count, origin, of_target[1])
