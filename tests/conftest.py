@@ -31,6 +31,7 @@ OF_COMPILED_PROGRAMS = {
     "test_hostile_rows",
     "test_inspect_memory",
     "test_linear_cross_entropy",
+    "test_linear_target",
     "test_operators_accuracy",
     "test_peaked_rows",
     "test_planning",

@@ -40,6 +40,12 @@ def linear(**options):
     return loss
 
 
+def taught(hidden, kernel, bias):
+    """The teacher's arrays are split as the student's are, and move with them."""
+    target = jsj.LinearTarget(jnp.sin(hidden), jnp.cos(kernel), bias, temperature=2.0)
+    return jsj.linear_cross_entropy(hidden, kernel, target, bias=-bias, reduction="sum", **BLOCK)
+
+
 def gauss_newton(hidden, kernel, bias):
     along = hidden, jnp.sin(kernel), bias
     return jsj.linear_cross_entropy_gauss_newton(hidden, kernel, LABELS, along, bias=bias, **BLOCK)
@@ -67,6 +73,7 @@ FUNCTIONS = {
         linear(reduction="mean", label_smoothing=0.1, class_weights=np.linspace(0.5, 2, V)),
         HEAD,
     ),
+    "linear_cross_entropy, teacher": (taught, HEAD),
     "linear_cross_entropy_gauss_newton": (gauss_newton, HEAD),
     "dot_product_attention": (attention, HEADS),
 }
@@ -155,6 +162,9 @@ def test_eagerly_and_without_a_mesh_in_context():
     )
     ours = jsj.linear_cross_entropy(shared, split, LABELS)
     close(ours, jsj.linear_cross_entropy(hidden, kernel, LABELS))
+    expected = jsj.cross_entropy(hidden @ kernel, jsj.softmax(hidden @ kernel))
+    for one, other in ((split, kernel), (kernel, split)):  # where one of the two is whole
+        close(jsj.linear_cross_entropy(hidden, one, jsj.LinearTarget(shared, other)), expected)
     J = jsj.softmax_jacobian(split)
     assert jax.typeof(J).sharding.spec == P(None, "k", None)
     close(J, jsj.softmax_jacobian(kernel))

@@ -109,6 +109,32 @@ def test_losses_and_their_hessian_products(shape):
     close(by_target(y), product(target, log_target - log_sigma))
 
 
+def test_a_teacher_beneath_a_vocabulary():
+    N, D, V = 64, 16, 20000
+    random = np.random.default_rng(2)
+    shapes = {"h": (N, D), "k": (D, V), "th": (N, D // 2), "tk": (D // 2, V)}
+    arrays = {k: random.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    h, k, th, tk = (a.astype(np.float64) for a in arrays.values())
+    sigma, p = sigma_of(h @ k), sigma_of(th @ tk / 2)
+
+    def loss(rows):
+        target = jsj.LinearTarget(rows["th"], rows["tk"], temperature=2.0)
+        return jsj.linear_cross_entropy(rows["h"], rows["k"], target, reduction="sum")
+
+    along = jax.tree.map(np.cos, arrays)
+    value_and_gradient = jax.value_and_grad(loss)
+    (value, gradient), (pushed, _) = jax.jit(
+        lambda rows: jax.jvp(value_and_gradient, (rows,), (along,))
+    )(arrays)
+    by_student, by_teacher = sigma - p, -product(p, h @ k) / 2
+    exact = {"h": by_student @ k.T, "k": h.T @ by_student}
+    exact |= {"th": by_teacher @ tk.T, "tk": th.T @ by_teacher}
+    for name, found in gradient.items():
+        close(found, exact[name])
+    close(value, -np.sum(p * np.log(sigma)))
+    close(pushed, sum(np.vdot(exact[name], t) for name, t in along.items()), 2e-4)
+
+
 def test_a_hessian_and_a_gauss_newton_matrix_of_a_linear_model():
     x, _, _, labels = arrays((1257, 10))
     X = x[:, :4].astype(np.float64)

@@ -184,6 +184,14 @@ TABLE = {
             plain_cross_entropy(x @ jnp.cos(x).T, jnp.eye(3, dtype=x.dtype)[PERM], 0.1, 0.0)
         ),
     ),
+    "linear_cross_entropy, teacher": (
+        lambda x: jsj.linear_cross_entropy(
+            x, jnp.cos(x).T, jsj.LinearTarget(jnp.sin(x), x.T, temperature=1.5), block_size=2
+        ),
+        lambda x: plain_cross_entropy(
+            x @ jnp.cos(x).T, plain_softmax(jnp.sin(x) @ x.T / 1.5), 0.0, 0.0
+        ),
+    ),
     "dot_product_attention": (
         lambda x: jsj.dot_product_attention(*attention_arrays(x), is_causal=True, block_size=2)[
             :, 0

@@ -40,6 +40,12 @@ def linear_model(params, inputs):
     return inputs @ params
 
 
+def taught(hidden, kernel, bias=None, temperature=1.0, logit_softcap=None):
+    """The loss of a teacher with these fields."""
+    target = jsj.LinearTarget(hidden, kernel, bias, temperature, logit_softcap)
+    return jsj.linear_cross_entropy(HIDDEN, KERNEL, target)
+
+
 ROWS = {"x": X}
 LINEAR = {"hidden": HIDDEN, "kernel": KERNEL, "labels": LABELS}
 LOSS = {"logits": X, "labels": LABELS}
@@ -80,6 +86,7 @@ CALLS = {
     "linear_cross_entropy_gauss_newton": Call(
         jsj.linear_cross_entropy_gauss_newton, LINEAR | {"tangents": (HIDDEN, KERNEL)}
     ),
+    "LinearTarget": Call(taught, {"hidden": HIDDEN, "kernel": KERNEL}),
     "log_softmax": Call(jsj.log_softmax, ROWS),
     "log_softmax_jacobian": Call(jsj.log_softmax_jacobian, ROWS),
     "log_softmax_jvp": Call(jsj.log_softmax_jvp, {"tangent": X, "sigma": P}),
@@ -145,6 +152,7 @@ WRONG = {
     "weights": ARRAY,
     "class_weights": ARRAY,
     "b": ARRAY,
+    "temperature": [*POSITIVE, 0.0],
     "temperatures": ARRAY,
     "tangents": [*ARRAY, None],
     "mask": [np.ones(MISFIT.shape, bool), np.ones((1, 1, 4, 4)), "text"],

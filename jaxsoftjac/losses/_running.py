@@ -34,8 +34,10 @@ class Shares(NamedTuple):
 
 def running(z: jax.Array) -> Running:
     """The statistics of one block."""
-    peak = jnp.maximum(jnp.max(z, -1, keepdims=True), float(jnp.finfo(z.dtype).min))
-    return Running(*statistics(z, LAST), peak)
+    highest = jnp.max(z, -1, keepdims=True)
+    top, rest = statistics(z, LAST)
+    rest = jnp.where(highest == -jnp.inf, -1, rest)
+    return Running(top, rest, jnp.maximum(highest, float(jnp.finfo(z.dtype).min)))
 
 
 def merged(a: Running, b: Running) -> Running:

@@ -9,7 +9,7 @@ class that difference cancels there, and is `−lead` instead: the lead is measu
 logit of that class.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ from jaxsoftjac.losses._running import (
 class TargetTerms(NamedTuple):
     """Numbers per example, [..., 1]."""
 
-    tail: jax.Array  # of the teacher's row, as of the student's
-    rest: jax.Array
+    tail: Any  # of the teacher's row, as of the student's; None for a derivative that is 0
+    rest: Any
     fall: jax.Array  # Σ p (top − z) over the classes that the student keeps
     lead: jax.Array  # Σ p (z of the teacher's top class − z) where that is hot, else 0
 

@@ -40,9 +40,7 @@ from jaxsoftjac.losses._running import (
     tail_slope,
 )
 from jaxsoftjac.losses._target_terms import (
-    TargetConstants,
     TargetSummary,
-    TargetTerms,
     merged_targets,
     slopes_by_student,
     slopes_by_teacher,
@@ -56,10 +54,10 @@ class Terms(NamedTuple):
     """Numbers per example, [..., 1], from which every loss is built."""
 
     surprise: jax.Array  # −Σ t·log σ of the target t, a sum of terms ≥ 0
-    tail: jax.Array  # −log σ at the top class where that has more than 0.6, else 0
-    rest: jax.Array  # Σ exp(z − top) over all classes but the top one
+    tail: Any  # −log σ at the top class where that has more than 0.6, else 0
+    rest: Any  # Σ exp(z − top) over all classes but the top one
     descent: Any  # top less the mean of the logits that are not −∞; None unless wanted
-    target: TargetTerms | None = None  # None for labels
+    target: Any = None  # the `TargetTerms`; None for labels
 
 
 class Constants(NamedTuple):
@@ -68,14 +66,18 @@ class Constants(NamedTuple):
     top: jax.Array  # the largest logit
     count: Any  # of the logits that are not −∞; None unless wanted
     origin: Any  # what was taken from all logits, a number; None for 0
-    target: TargetConstants | None = None  # None for labels
+    target: Any = None  # the `TargetConstants`; None for labels
+
+
+class _Sums(NamedTuple):
+    at_label: Any  # None for a teacher
+    total: Any
+    count: Any
 
 
 class _Summary(NamedTuple):
     row: Running
-    at_label: Any  # None for a teacher
-    total: Any
-    count: Any
+    sums: _Sums
     target: TargetSummary | None  # None for labels
 
 
@@ -145,7 +147,7 @@ def _summed(slopes: Logits, along: Logits) -> Terms:
 def slopes_of(
     logits: Logits,
     start: Any,
-    labels: jax.Array | None,
+    labels: Any,
     terms: Terms,
     constants: Constants,
     layout: Layout,
@@ -185,21 +187,19 @@ def _less_one(surprise: jax.Array) -> jax.Array:
 def _summary(logits: Logits, start: Any, labels: jax.Array | None, layout: Layout) -> _Summary:
     z, t = logits
     kept, row = z != -jnp.inf, running(z)
-    of_label = None if labels is None else jnp.where(at_label(z, start, labels, layout), z, 0)
-    return _Summary(
-        row,
-        None if of_label is None else LAST.sum(of_label),
+    sums = _Sums(
+        None if labels is None else LAST.sum(jnp.where(at_label(z, start, labels, layout), z, 0)),
         LAST.sum(jnp.where(kept, z, 0)) if layout.mean else None,
         LAST.sum(kept.astype(z.dtype)) if layout.mean else None,
-        None if t is None else target_summary(z, t, row),
     )
+    return _Summary(row, sums, None if t is None else target_summary(z, t, row))
 
 
 def _merged(a: _Summary, b: _Summary) -> _Summary:
     row, target = merged(a.row, b.row), None
     if a.target is not None and b.target is not None:
         target = merged_targets(a.target, b.target, (a.row, b.row), row.top)
-    return _Summary(row, *jax.tree.map(jnp.add, a[1:4], b[1:4]), target)
+    return _Summary(row, jax.tree.map(jnp.add, a.sums, b.sums), target)
 
 
 def _across(summary: _Summary, layout: Layout) -> _Summary:
@@ -210,19 +210,18 @@ def _across(summary: _Summary, layout: Layout) -> _Summary:
     row, _ = across(summary.row, name)
     if target is not None:
         target = target_across(target, summary.row, row.top, name)
-    return _Summary(row, *lax.psum(summary[1:4], name), target)
+    return _Summary(row, lax.psum(summary.sums, name), target)
 
 
 def _terms(summary: _Summary, origin: jax.Array | None, layout: Layout) -> tuple[Terms, Constants]:
-    (top, rest, _), at_label, total, count, target = summary
-    of_target = None, None
+    (top, rest, _), (at_label, total, count), target = summary
+    descent = of_target = constants = None
     if target is None:
         surprise = (top - at_label) + log_rest(rest)
     else:
-        surprise, *of_target = target_terms(target, rest)
-    descent = None
+        surprise, of_target, constants = target_terms(target, rest)
     if layout.mean:
         descent = jnp.where(count == 0, 0, top - total / jnp.maximum(count, 1))
         count = jnp.maximum(count, 1)
-    terms = Terms(surprise, tail_of(summary.row), rest, descent, of_target[0])
-    return terms, Constants(top, count, origin, of_target[1])
+    terms = Terms(surprise, tail_of(summary.row), rest, descent, of_target)
+    return terms, Constants(top, count, origin, constants)

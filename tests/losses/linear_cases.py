@@ -79,3 +79,12 @@ def modes(f):
         "reverse over forward": back(along(f)),
         "forward over forward": along(along(f)),
     }
+
+
+def compiled_modes(loss, rows):
+    """The compiled first and second derivatives of a loss by a tree."""
+    modes_ = modes(loss)
+    modes_["vjp"] = jax.grad(loss) if jax.eval_shape(loss, rows).ndim == 0 else modes_["vjp"]
+    for name, mode in modes_.items():
+        if name not in ("value", "forward over forward", "reverse over forward"):
+            yield name, jax.jit(mode).lower(rows).compile()

@@ -9,7 +9,19 @@ import numpy as np
 import optax
 import pytest
 from helpers import WIDE, U, close, long_product, long_softmax, quick_jit, relative_error
-from linear_cases import LABELS, NAMES, OPTIONS, N, V, blockwise, dense, logits, modes, operands
+from linear_cases import (
+    LABELS,
+    NAMES,
+    OPTIONS,
+    N,
+    V,
+    blockwise,
+    compiled_modes,
+    dense,
+    logits,
+    modes,
+    operands,
+)
 
 import jaxsoftjac as jsj
 from jaxsoftjac.losses import linear_cross_entropy
@@ -195,15 +207,6 @@ def test_the_hessian_is_symmetric():
     close(dot(a, hvp(b)), dot(b, hvp(a)))
 
 
-def compiled_modes(loss, rows):
-    """The compiled first and second derivatives of a loss by a tree."""
-    modes_ = modes(loss)
-    modes_["vjp"] = jax.grad(loss) if loss(rows).ndim == 0 else modes_["vjp"]
-    for name, mode in modes_.items():
-        if name not in ("value", "forward over forward", "reverse over forward"):
-            yield name, jax.jit(mode).lower(rows).compile()
-
-
 @pytest.mark.once
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_nothing_of_the_size_of_the_logits(reduction):
@@ -228,7 +231,11 @@ def test_nothing_of_the_size_of_the_logits(reduction):
         ({"kernel": jnp.ones((2, 0))}, ValueError, r"`kernel` must have shape"),
         ({"kernel": jnp.ones((2, 5), bool)}, TypeError, "`kernel` must be real"),
         ({"labels": jnp.zeros(4, int)}, ValueError, r"`labels` must have shape \(3,\), got \(4,\)"),
-        ({"labels": jnp.zeros(3)}, TypeError, "`labels` must be integers, got dtype float"),
+        (
+            {"labels": jnp.zeros(3)},
+            TypeError,
+            "`labels` must be integers or a LinearTarget, got dtype float",
+        ),
         ({"bias": jnp.ones(4)}, ValueError, r"`bias` must have shape \(5,\), got \(4,\)"),
         ({"weights": jnp.ones(4)}, ValueError, r"`weights` must have shape \(3,\), got \(4,\)"),
         ({"reduction": "max"}, ValueError, "`reduction` must be one of none, sum, mean"),

@@ -9,7 +9,7 @@ from helpers import close, quick_jit
 from linear_cases import D, blockwise, modes, operands
 
 import jaxsoftjac as jsj
-from jaxsoftjac.losses import linear_cross_entropy
+from jaxsoftjac.losses import LinearTarget, linear_cross_entropy
 
 
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
@@ -25,15 +25,20 @@ def test_data_parallel_examples(axis_type):
         jax.tree.map(close, quick_jit(f)(sharded), expected)
 
 
+@pytest.mark.parametrize("of", ["labels", "teacher"])
 @pytest.mark.parametrize("way", ["shard_map", "vmap"])
-def test_a_kernel_that_is_split_over_devices(way):
+def test_a_kernel_that_is_split_over_devices(way, of):
     rows = {k: a for k, a in operands().items() if k != "bias"}
     rows["kernel"] = rows["kernel"][:, :8]
     labels = jnp.array([0, 7, 3, 4, 7, 7])
     options = {"label_smoothing": 0.1, "z_loss": 0.2}
 
+    def target(hidden, kernel):  # its arrays move with those of the student
+        return labels if of == "labels" else LinearTarget(jnp.sin(hidden), 2 * jnp.cos(kernel))
+
     def local(hidden, kernel):
-        return linear_cross_entropy(hidden, kernel, labels, block_size=3, axis_name="v", **options)
+        given = hidden, kernel, target(hidden, kernel)
+        return linear_cross_entropy(*given, block_size=3, axis_name="v", **options)
 
     if way == "shard_map":
         mesh = jax.make_mesh((2,), ("v",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -46,9 +51,14 @@ def test_a_kernel_that_is_split_over_devices(way):
             return jax.vmap(local, (None, 0), None, axis_name="v")(hidden, kernel)
 
     ours = modes(lambda rows: split(rows["hidden"], rows["kernel"]))
-    plain = modes(
-        lambda rows: jsj.cross_entropy(rows["hidden"] @ rows["kernel"], labels, **options)
-    )
+
+    def whole(rows):
+        expected = target(**rows)
+        if of == "teacher":
+            expected = jsj.softmax(expected.hidden @ expected.kernel)
+        return jsj.cross_entropy(rows["hidden"] @ rows["kernel"], expected, **options)
+
+    plain = modes(whole)
     names = ("jvp", "vjp", "reverse over reverse", "reverse over forward")
 
     def all_modes(modes):

@@ -74,6 +74,14 @@ def test_plain_and_linear_agree_on_excluded_classes(logits, label, smoothing, z_
         np.testing.assert_allclose(value, expected, rtol=4 * U)
 
 
+def test_blocks_without_classes_count_for_nothing():
+    options = {"bias": np.full(3, -INF, np.float32), "label_smoothing": 1.0, "block_size": 1}
+    loss, log_normalizer = jsj.linear_cross_entropy(
+        HIDDEN, KERNEL, [1], return_log_normalizer=True, **options
+    )
+    assert (loss[0], log_normalizer[0]) == (0, -INF)
+
+
 BROKEN = [(np.nan, 0, 1), (INF, 0, 1), (-INF, -INF, -INF), (1e38, -1e38, INF)]
 
 
