@@ -81,7 +81,8 @@ def problem_of(
     lead = hidden.shape[:-1]
     weights = _checked_weights(weights, hidden[..., :1].astype(logits_dtype(operands)))
     has_mean = not (options.is_static and options.label_smoothing == 0)
-    layout = _layout(V, weights.size, block_size, has_mean, axis_name)
+    rows = weights.size * (2 if isinstance(labels, Operands) else 1)  # the teacher's are held too
+    layout = _layout(V, rows, block_size, has_mean, axis_name)
     static = Static(layout, options)
     if isinstance(labels, Operands):
         _check_for_target(class_weights, ignore_index)
