@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxsoftjac._closed_forms import diagonal, frobenius_norm, largest_eigenvalue_bounds
@@ -108,10 +109,11 @@ def probe_jacobian_properties(x: ArrayLike, *, alpha: float = 1.0) -> JacobianPr
 
 def _probe_row(x: jax.Array, alpha: float) -> JacobianProbes:
     f, p, sigma, scale, product = member(x, alpha)
-    log_p, index = log_softmax(x), jnp.arange(x.size, dtype=x.dtype)
-    if alpha != 1:
-        log_p = log_weights(p, 1.0)
-    a, b = jnp.cos(index), jnp.cos(2 * index + 1)
+    log_p = log_softmax(x) if alpha == 1 else log_weights(p, 1.0)
+    # Constants, not `jnp.cos`: a compiler would compute that in each loop that reads it, rounded
+    # once this way and once that, and a probe's value at the pivot would not cancel exactly.
+    index = np.arange(x.size)
+    a, b = (jnp.asarray(np.cos(angle), x.dtype) for angle in (index, 2 * index + 1))
     Ja, Jb = product(a), product(b)
     (reverse,) = jax.vjp(f, x)[1](a)
     _, forward = jax.jvp(f, (x,), (a,))

@@ -28,6 +28,14 @@ def test_all_properties_hold(diagnose, K):
     chex.assert_tree_all_finite(measured)
 
 
+@pytest.mark.as_compiled
+@pytest.mark.once
+def test_all_hold_of_rows_that_are_far_apart_as_compiled_for_users():
+    """Where the top class lies in the remainder of a vectorised loop too."""
+    x = 30 * np.random.default_rng(0).normal(size=(1200, 70)).astype(np.float32)
+    assert np.all(jax.jit(jsj.probe_jacobian_properties)(x).all_hold)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
 def test_vmap_and_eager_agree_with_jit(diagnose):
