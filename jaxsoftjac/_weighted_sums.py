@@ -48,7 +48,9 @@ def _ratio(x: jax.Array, b: jax.Array, classes: ClassAxes) -> jax.Array:
     top, _ = _top(x, b, classes)
     e = _exp(x, top)
     total = classes.sum(b * e)
-    return e / jnp.where((total == 0) & (e == 0), 1, total)
+    ratio = e / jnp.where((total == 0) & (e == 0), 1, total)
+    bound = float(jnp.finfo(x.dtype).max)
+    return jnp.where(total == 0, ratio, jnp.clip(ratio, -bound, bound))  # for weights of 0
 
 
 @_ratio.defjvp

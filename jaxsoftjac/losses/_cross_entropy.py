@@ -21,6 +21,7 @@ from jaxsoftjac.losses._arguments import (
     flattened,
     mixed,
     reduced,
+    weighted,
 )
 from jaxsoftjac.losses._row_terms import Asked, at_label, label_terms, target_terms, uniform_target
 
@@ -162,7 +163,8 @@ def _losses(
         terms = label_terms(row, labels, classes, asked)
         surprise = terms.surprise * in_range(labels, row, classes)
         if class_weights is not None:
-            surprise = counted(surprise, options) * at_label(class_weights, labels, classes)
+            of_label = at_label(class_weights, labels, classes)
+            surprise = weighted(of_label, counted(surprise, options))
         terms = terms._replace(surprise=surprise)
     if class_weights is not None and asked.uniform:
         target = uniform_target(row, classes) * class_weights

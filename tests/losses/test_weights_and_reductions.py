@@ -132,6 +132,28 @@ def test_without_weight_an_infinite_loss_is_0():
     assert none == 0
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_without_class_weight_an_excluded_label_costs_nothing(smoothing):
+    """As with the label as probabilities, and beneath a kernel; NaN logits are not hidden."""
+    x, w = jnp.asarray([0.5, -jnp.inf, 1], WIDE), jnp.asarray([1, 0, 3], WIDE)
+    options = {"label_smoothing": smoothing}
+
+    def both(f, x):
+        return jax.value_and_grad(lambda x: f(x, class_weights=w, **options))(x)
+
+    def beneath(x, **options):
+        hidden, kernel = jnp.zeros((1, 2), WIDE), jnp.zeros((2, 3), WIDE)
+        return jsj.linear_cross_entropy(hidden, kernel, [1], bias=x, **options)[0]
+
+    found = both(lambda x, **o: jsj.cross_entropy(x, 1, **o), x)
+    target = jnp.asarray([0, 1, 0], WIDE)
+    jax.tree.map(close, found, both(lambda x, **o: jsj.cross_entropy(x, target, **o), x))
+    jax.tree.map(close, found, both(beneath, x))
+    assert np.isfinite(found[0])
+    assert (found[0] == 0) == (smoothing == 0)
+    assert np.isnan(jsj.cross_entropy(x.at[0].set(jnp.nan), 1, class_weights=w, **options))
+
+
 def test_weights_of_classes_that_are_split():
     def split(x, class_weights):
         slices = jnp.moveaxis(x.reshape(N, K, 1), 1, 0), class_weights.reshape(K, 1)
