@@ -174,7 +174,7 @@ def _clipped_depth(x: jax.Array, classes: ClassAxes) -> jax.Array:
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kl(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
     compared = _compared(wide(x), wide(y), classes)
-    value = jnp.where(compared.missing > 0, jnp.inf, compared.value)
+    value = jnp.where(compared.is_missing, jnp.inf, compared.value)
     return jnp.where(compared.is_defined, value, 0)
 
 
@@ -199,7 +199,8 @@ def _kl_pushforward(
     p = softmax_rows(y, classes)
     if x_tangent is not None:
         q = softmax_rows(x, classes)
-        pushed = _less(q, p, compared.log_ratio) * where_positive(wide(x_tangent), p, q)
+        moves = jnp.where(x == -jnp.inf, 0, where_positive(wide(x_tangent), p, q))
+        pushed = _less(q, p, compared.log_ratio) * moves
     if y_tangent is not None:
         top = lax.stop_gradient(top_probability(y, classes))
         product = softmax_product(wide(y_tangent), p, classes, top)
@@ -220,7 +221,7 @@ class _Compared(NamedTuple):
     value: jax.Array  # the divergence, without classes that one of the rows excludes
     centred: jax.Array  # d = x − y less its mean under p, finite where one excludes the class
     log_ratio: jax.Array  # Δ = log q − log p
-    missing: jax.Array  # what of p is on classes that the model excludes: > 0, or 0
+    is_missing: jax.Array  # whether the model excludes a class that the target has
     is_defined: jax.Array  # whether both rows have classes
 
 
@@ -230,36 +231,43 @@ def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
     All terms are ≥ 0. Where d is not small, p·e^d is taken from x, which the target may not have.
     Rows that are far apart have no need of it: there KL is the mean of log p − log q.
     """
-    apart = _difference(x, y, top_of(x, classes), top_of(y, classes))
+    half = _half_difference(x, y, top_of(x, classes), top_of(y, classes))
     e = exp_depth(y, top_of(y, classes))
     both = jnp.where(x == -jnp.inf, 0, e)
     x_top, x_rest = statistics(x, classes)
-    (_, y_rest), (mean,) = statistics_and_sums(y, classes, both * apart)
+    width = 2.0 ** x.shape[classes.axes[0]].bit_length()  # the sum of what is large could overflow
+    (_, y_rest), (mean, missing) = statistics_and_sums(y, classes, both * (half / width), e - both)
     x_log, y_log = log1p_rest(x_rest), log1p_rest(y_rest)
-    p, mean = both * of_top(y_rest), mean * of_top(y_rest)
-    d = apart - mean
+    p, far_mean = both * of_top(y_rest), 2 * (width * (mean * of_top(y_rest)))
+    lowest = float(jnp.finfo(x.dtype).min)  # far_mean is −∞ where KL is beyond the largest number
+    apart, mean = jnp.maximum(2 * half, lowest), jnp.maximum(far_mean, lowest)
+    d, is_missing = apart - mean, missing > 0
     is_small = jnp.abs(d) < 0.5
     mass = jnp.exp(jnp.minimum(depth(x, x_top) - (mean + y_log), _HIGHEST))
     terms = jnp.where(is_small, p * _excess_of_exp(jnp.where(is_small, d, 0)), mass - p * (1 + d))
-    excess, missing = classes.sums(terms, e - both)
+    excess = classes.sum(terms)
     is_near, shift = excess < 1, x_log - y_log
-    value = jnp.where(is_near, jnp.log1p(jnp.minimum(excess, 1)), shift - mean)
-    is_shift_exact = x_log + y_log < jnp.abs(d) + value  # whichever is rounded less
-    log_ratio = jnp.where(is_shift_exact, apart - shift, d - value)
-    return _Compared(value, d, log_ratio, missing, ~((x_rest < 0) | (y_rest < 0)))
+    value = jnp.where(is_near, jnp.log1p(jnp.minimum(excess, 1)), shift - far_mean)
+    # Whichever is rounded less; without a class that the target has, the sum is not that of all.
+    is_shift_exact = is_missing | (x_log + y_log < jnp.abs(d) + value)
+    by_value = d - jnp.where(is_shift_exact, 0, value)
+    log_ratio = jnp.where(is_shift_exact, apart - shift, by_value)
+    return _Compared(value, d, log_ratio, is_missing, ~((x_rest < 0) | (y_rest < 0)))
 
 
-def _difference(x: jax.Array, y: jax.Array, x_top: jax.Array, y_top: jax.Array) -> jax.Array:
-    """(x − x_top) − (y − y_top), with all digits where the rows are nearly equal but for a shift.
+def _half_difference(x: jax.Array, y: jax.Array, x_top: jax.Array, y_top: jax.Array) -> jax.Array:
+    """Half of (x − x_top) − (y − y_top), with all digits of rows that are equal but for a shift.
 
-    There it is x − y less the same of the tops, both with what their rounding lost.
+    There it is x − y less the same of the tops, both with what their rounding lost. The whole of it
+    may be beyond the largest number. Where the target has no weight, nothing depends on it.
     """
-    lowest = float(jnp.finfo(x.dtype).min) / 4
-    apart = jnp.maximum(depth(x, x_top), lowest) - jnp.maximum(depth(y, y_top), lowest)
+    lowest = float(jnp.finfo(x.dtype).min)
+    x_depth = depth(0.5 * jnp.maximum(x, lowest), 0.5 * x_top)
+    half = x_depth - 0.5 * jnp.maximum(depth(y, y_top), LOWEST)
     x, y, x_top, y_top = (jnp.clip(a, -_LARGE, _LARGE) for a in (x, y, x_top, y_top))
     (difference, lost), (shift, shift_lost) = _two_difference(x, y), _two_difference(x_top, y_top)
     exact = (difference - shift) + (lost - shift_lost)
-    return jnp.where(jnp.abs(apart) < 1, exact, apart)
+    return jnp.where(jnp.abs(half) < 0.5, 0.5 * exact, half)
 
 
 def _two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

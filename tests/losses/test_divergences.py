@@ -90,3 +90,36 @@ def test_bad_input():
         jsj.kl_divergence(x, x > 0)
     with pytest.raises(TypeError, match="`axis` must be an int, got tuple"):
         jsj.entropy(x, axis=(0, 1))
+
+
+HUGE = [
+    ((3e38, -3e38, 0), (-3e38, 3e38, 0), np.inf),
+    ((1e38, -1e38, 0), (-1e38, 1e38, 0), 2e38),
+    ((0, 0, 3e38), (0, 0, 0), 2e38),
+    ((0, -2e38, 0), (0, 0, -1e38), 1e38),
+    ((3e38, -3e38, 0), (3e38, -3e38, 0), 0),
+]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("x", "y", "expected"), HUGE)
+def test_rows_as_far_apart_as_floats_can_be(x, y, expected):
+    """The divergence itself to the largest number, and ∞ beyond; derivatives finite."""
+    x, y = f32(*x), f32(*y)
+    value, gradients = jax.value_and_grad(jsj.kl_divergence, argnums=(0, 1))(x, y)
+    np.testing.assert_allclose(value, expected, rtol=4 * U)
+    np.testing.assert_allclose(gradients[0], jsj.softmax(x) - jsj.softmax(y), atol=2 * U)
+    assert np.all(np.isfinite(gradients[1]))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("target", [(0, 1, 2), (5, 0, -3), (0, -20, 1)])
+def test_a_class_of_the_target_that_the_model_excludes(target):
+    """Costs ∞; the logits that are left have the gradient q − p, the excluded one 0."""
+    x, y = f32(0, -np.inf, 1), f32(*target)
+    value, gradient = jax.value_and_grad(jsj.kl_divergence)(x, y)
+    assert value == np.inf
+    expected = np.float64(jsj.softmax(x)) - np.float64(jsj.softmax(y))
+    np.testing.assert_allclose(gradient, np.where(np.isinf(x), 0, expected), atol=4 * U)
+    pushed = jax.jvp(lambda x: jsj.kl_divergence(x, y), (x,), (f32(0, np.nan, 0),))[1]
+    assert pushed == 0
