@@ -1,4 +1,8 @@
-"""The checked arguments of the operator."""
+"""The checked arguments of the operator, and its methods compiled."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_array, as_real
+from jaxsoftjac._rules import compiled
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def checked_sigma(sigma: ArrayLike) -> jax.Array:
@@ -31,3 +38,23 @@ def checked_damping(damping: ArrayLike, b: jax.Array) -> jax.Array:
     if delta.ndim == b.ndim - 1:
         delta = delta[..., None]
     return jnp.broadcast_to(delta, b.shape).astype(b.dtype)
+
+
+def compiled_method(*names: str) -> Callable[[Method], Method]:
+    """Compiles a method of a pytree whose arguments of these names are arrays.
+
+    A call outside of jit then costs one dispatch.
+    """
+
+    def of(method: Method) -> Method:
+        run = compiled()(method)
+
+        @wraps(method)
+        def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            arrays = [as_real(name, a) for name, a in zip(names, arguments, strict=False)]
+            keywords = {k: as_real(k, a) if k in names else a for k, a in keywords.items()}
+            return run(self, *arrays, *arguments[len(arrays) :], **keywords)
+
+        return call  # pyright: ignore[reportReturnType]
+
+    return of

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import as_index, as_real, wide, working_dtype
 from jaxsoftjac._row_functions import logsumexp_rows
 from jaxsoftjac._rows import LAST, class_logits
-from jaxsoftjac.operators._arguments import checked_damping
+from jaxsoftjac.operators._arguments import checked_damping, compiled_method
 from jaxsoftjac.operators._lineax import semidefinite_operator
 from jaxsoftjac.operators._operator import SoftmaxJacobian
 from jaxsoftjac.operators._secular import Eigh
@@ -82,6 +82,7 @@ class EntmaxJacobian:
         scale = jnp.where(is_empty, 1, jnp.exp(jnp.where(is_empty, 0, total)))
         return cls(SoftmaxJacobian.from_logits(log_s), scale, x.dtype)
 
+    @compiled_method("v")
     def mv(self, v: ArrayLike) -> jax.Array:
         """Jv for `v` of the shape of x. O(K)."""
         return self._times("v", v, self.softmax.mv, self._per_class(1))
@@ -93,26 +94,32 @@ class EntmaxJacobian:
             return jax.vmap(self.mv, in_axes=-1, out_axes=-1)(v)
         return self.mv(v)
 
+    @compiled_method()
     def as_matrix(self) -> jax.Array:
         """Dense J [..., K, K], symmetric to the bit. O(K²)."""
         return (self.scale[..., None, None] * self.softmax.as_matrix()).astype(self.dtype)
 
+    @compiled_method()
     def diagonal(self) -> jax.Array:
         """sᵢ(1 − sᵢ/Σs). O(K)."""
         return self._rounded(self._per_class(1) * self.softmax.diagonal())
 
+    @compiled_method()
     def trace(self) -> jax.Array:
         """Σs − Σs²/Σs. O(K)."""
         return self._rounded(self.scale * self.softmax.trace())
 
+    @compiled_method()
     def frobenius_norm(self) -> jax.Array:
         """‖J‖_F. O(K)."""
         return self._rounded(self.scale * self.softmax.frobenius_norm())
 
+    @compiled_method("v")
     def quadratic(self, v: ArrayLike) -> jax.Array:
         """vᵀJv ≥ 0: Σs times the variance of v under σ. O(K)."""
         return self._times("v", v, self.softmax.quadratic, self.scale)
 
+    @compiled_method("v")
     def pinv_mv(self, v: ArrayLike) -> jax.Array:
         """J⁺v: the least-norm solution, of sum 0 on the support. O(K)."""
         return self._times("v", v, self.softmax.pinv_mv, self._per_class(-1))
@@ -125,13 +132,19 @@ class EntmaxJacobian:
             ValueError: `b` or `damping` has a wrong shape, or `damping` is a Python or NumPy
                 value that is not positive.
         """
-        delta = checked_damping(damping, self.softmax.sigma) * self._per_class(-1)
+        return self._solve(as_real("b", b), checked_damping(damping, self.softmax.sigma))
+
+    @compiled_method("b", "damping")
+    def _solve(self, b: jax.Array, damping: jax.Array) -> jax.Array:
+        delta = damping * self._per_class(-1)
         return self._times("b", b, partial(self.softmax.solve, damping=delta), self._per_class(-1))
 
+    @compiled_method("w")
     def factor_mv(self, w: ArrayLike) -> jax.Array:
         """Fw with FFᵀ = J. O(K)."""
         return self._times("w", w, self.softmax.factor_mv, self._per_class(0.5))
 
+    @compiled_method("v")
     def factor_t_mv(self, v: ArrayLike) -> jax.Array:
         """Fᵀv, the transpose of `factor_mv`. O(K)."""
         return self._times("v", v, self.softmax.factor_t_mv, self._per_class(0.5))
@@ -141,32 +154,39 @@ class EntmaxJacobian:
         draws = self.softmax.sample(key, shape)
         return self._rounded(jnp.broadcast_to(self._per_class(0.5), draws.shape) * draws)
 
+    @compiled_method("v")
     def sqrt_mv(self, v: ArrayLike) -> jax.Array:
         """J^{1/2}v, the symmetric square root. O(K)."""
         return self._times("v", v, self.softmax.sqrt_mv, self._per_class(0.5))
 
+    @compiled_method()
     def spectral_norm(self) -> jax.Array:
         """λ_max ≤ Σs/2. O(K) per iteration."""
         return self._rounded(self.scale * self.softmax.spectral_norm())
 
+    @compiled_method()
     def spectral_bounds(self) -> tuple[jax.Array, jax.Array]:
         """Lower and upper bound of λ_max. O(K)."""
         lower, upper = self.softmax.spectral_bounds()
         return self._rounded(self.scale * lower), self._rounded(self.scale * upper)
 
+    @compiled_method()
     def eigvalsh(self) -> jax.Array:
         """All eigenvalues [..., K], ascending. O(K²), no K×K in memory."""
         return self._rounded(self._per_class(1) * self.softmax.eigvalsh())
 
+    @compiled_method()
     def eigh(self) -> Eigh:
         """Eigenvalues and orthonormal eigenvectors. O(K²)."""
         values, vectors = self.softmax.eigh()
         return Eigh(self._rounded(self._per_class(1) * values), self._rounded(vectors))
 
+    @compiled_method()
     def rank(self, *, rtol: float | None = None) -> jax.Array:
         """Number of eigenvalues above rtol·λ_max: one less than the support has classes. O(K)."""
         return self.softmax.rank(rtol=rtol)
 
+    @compiled_method()
     def log_pdet(self) -> jax.Array:
         """Log of the product of the eigenvalues that are not 0. O(K)."""
         count = jnp.maximum(jnp.sum(self.softmax.sigma > 0, -1) - 1, 0).astype(self.scale.dtype)

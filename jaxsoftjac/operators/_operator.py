@@ -1,23 +1,20 @@
 """The operator itself: its methods, and the derivatives along which σ moves."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import GetAttrKey
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_index, as_real, same_shape, wide, working_dtype
+from jaxsoftjac._checks import as_array, as_index, as_real, same_shape, wide, working_dtype
 from jaxsoftjac._closed_forms import (
     dense_jacobian,
     diagonal,
     frobenius_norm,
     largest_eigenvalue_bounds,
 )
-from jaxsoftjac._row_functions import log_softmax_rows, softmax_rows
-from jaxsoftjac._rows import LAST, class_logits
-from jaxsoftjac.operators._arguments import checked_damping, checked_sigma
+from jaxsoftjac.operators._arguments import checked_damping, checked_sigma, compiled_method
 from jaxsoftjac.operators._lineax import semidefinite_operator
 from jaxsoftjac.operators._matrix_products import (
     damped_solution,
@@ -28,7 +25,7 @@ from jaxsoftjac.operators._matrix_products import (
     square_root_product,
     variance,
 )
-from jaxsoftjac.operators._probabilities import Probabilities
+from jaxsoftjac.operators._probabilities import OfProbabilities, Probabilities, of_logits
 from jaxsoftjac.operators._secular import (
     Eigh,
     count_above,
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, init=False, eq=False)
-class SoftmaxJacobian:
+class SoftmaxJacobian(OfProbabilities):
     """J = diag(σ) − σσᵀ of each row of σ, never stored: symmetric, positive semi-definite, J1 = 0.
 
     A frozen pytree, batched over leading axes: usable under jit, vmap, grad and scan. Built from
@@ -103,10 +100,12 @@ class SoftmaxJacobian:
             >>> print(J.sigma, J.log_pdet())        # log det from log σ: σ₁ underflows
             [1. 0.] -199.30685
         """
-        x, _ = class_logits("x", x, as_index("axis", axis), where)
-        row = wide(jnp.moveaxis(x, axis, -1))
-        return cls._make(softmax_rows(row, LAST), log_softmax_rows(row, LAST), x.dtype)
+        where = None if where is None else as_array("where", where)
+        x = as_real("x", x)
+        sigma, log_sigma = of_logits(x, where, axis=as_index("axis", axis))
+        return cls._make(sigma, log_sigma, x.dtype)
 
+    @compiled_method("v")
     def mv(self, v: ArrayLike) -> jax.Array:
         """Jv = σ⊙(v − ⟨σ, v⟩) for `v` of the shape of σ, centred as in `softmax_vjp`. O(K)."""
         v, rows, dtype = self._with("v", v)
@@ -119,27 +118,33 @@ class SoftmaxJacobian:
             return jax.vmap(self.mv, in_axes=-1, out_axes=-1)(v)
         return self.mv(v)
 
+    @compiled_method()
     def as_matrix(self) -> jax.Array:
         """Dense J [..., K, K]: symmetric to the bit, its diagonal right at any gap. O(K²)."""
         return dense_jacobian(self.sigma).astype(self.dtype)
 
+    @compiled_method()
     def diagonal(self) -> jax.Array:
         """σᵢ(1 − σᵢ), the complement of a class above 1/2 summed over the others. O(K)."""
         return diagonal(self.sigma).astype(self.dtype)
 
+    @compiled_method()
     def trace(self) -> jax.Array:
         """Σσᵢ(1 − σᵢ) = 1 − ‖σ‖². O(K)."""
         return jnp.sum(diagonal(self.sigma), axis=-1).astype(self.dtype)
 
+    @compiled_method()
     def frobenius_norm(self) -> jax.Array:
         """‖J‖_F, from ‖J‖_F² = Σᵢ σᵢ²(1 − σᵢ)² + Σᵢ σᵢ² Σ_{j≠i} σⱼ²: no term cancels. O(K)."""
         return frobenius_norm(self.sigma).astype(self.dtype)
 
+    @compiled_method("v")
     def quadratic(self, v: ArrayLike) -> jax.Array:
         """vᵀJv = Σσ(v − ⟨σ, v⟩)², the variance of v under σ, ≥ 0. O(K)."""
         v, rows, dtype = self._with("v", v)
         return variance(v, rows.sigma, rows.on_simplex).astype(dtype)
 
+    @compiled_method("v")
     def pinv_mv(self, v: ArrayLike) -> jax.Array:
         """J⁺v = M diag(1/σ) Mv, M = I − 11ᵀ/K: the least-norm solution, of sum 0. O(K).
 
@@ -174,11 +179,19 @@ class SoftmaxJacobian:
             >>> print(J.solve(jnp.array([1.0, -1.0]), 0.5))     # J + I/2 has eigenvalues ½ and 1
             [ 1. -1.]
         """
+        b = as_real("b", b)
+        same_shape("b", b, "sigma", self.sigma)
+        return self._solve(b, checked_damping(damping, b))
+
+    @compiled_method("b", "damping")
+    def _solve(self, b: jax.Array, damping: jax.Array) -> jax.Array:
         b, rows, dtype = self._with("b", b)
-        delta, kept = checked_damping(damping, b), rows.kept
+        kept = rows.kept
+        delta = damping.astype(b.dtype)
         x = damped_solution(jnp.where(kept, b, 0), rows.sigma, delta, rows.on_simplex)
         return jnp.where(kept, x, 0).astype(dtype)
 
+    @compiled_method("w")
     def factor_mv(self, w: ArrayLike) -> jax.Array:
         """Fw with F = diag(√σ) − σ√σᵀ, FFᵀ = J. O(K).
 
@@ -189,6 +202,7 @@ class SoftmaxJacobian:
         w, rows, dtype = self._with("w", w)
         return factor_product(w, rows.sigma, rows.on_simplex).astype(dtype)
 
+    @compiled_method("v")
     def factor_t_mv(self, v: ArrayLike) -> jax.Array:
         """Fᵀv = √σ⊙(v − ⟨σ, v⟩), the transpose of `factor_mv`. O(K)."""
         v, rows, dtype = self._with("v", v)
@@ -201,16 +215,19 @@ class SoftmaxJacobian:
         draws = factor_product(w, jnp.broadcast_to(self.sigma, shape), self._rows.on_simplex)
         return draws.astype(self.dtype)
 
+    @compiled_method("v")
     def sqrt_mv(self, v: ArrayLike) -> jax.Array:
         """J^{1/2}v, the symmetric square root, by a sum of resolvents of O(K) each."""
         v, rows, dtype = self._with("v", v)
         upper = largest_eigenvalue_bounds(rows.sigma)[1]
         return square_root_product(v, rows.sigma, upper).astype(dtype)
 
+    @compiled_method()
     def spectral_norm(self) -> jax.Array:
         """λ_max ≤ 1/2 to full precision, differentiable. O(K) per iteration, 2 to 7 are needed."""
         return largest_eigenvalue(self.sigma, self._rows.on_simplex).astype(self.dtype)
 
+    @compiled_method()
     def spectral_bounds(self) -> tuple[jax.Array, jax.Array]:
         """Lower and upper bound of λ_max. O(K).
 
@@ -219,6 +236,7 @@ class SoftmaxJacobian:
         lower, upper = largest_eigenvalue_bounds(self.sigma)
         return lower.astype(self.dtype), upper.astype(self.dtype)
 
+    @compiled_method()
     def eigvalsh(self) -> jax.Array:
         """All eigenvalues [..., K], ascending, by the secular equation: O(K²), no K×K in memory.
 
@@ -227,6 +245,7 @@ class SoftmaxJacobian:
         """
         return eigenvalues(self.sigma, self._rows.on_simplex).astype(self.dtype)
 
+    @compiled_method()
     def eigh(self) -> Eigh:
         """Eigenvalues and orthonormal eigenvectors. O(K²).
 
@@ -240,12 +259,14 @@ class SoftmaxJacobian:
         system = eigensystem(self.sigma, self._rows.on_simplex)
         return Eigh(*(a.astype(self.dtype) for a in system))
 
+    @compiled_method()
     def rank(self, *, rtol: float | None = None) -> jax.Array:
         """Number of eigenvalues above rtol·λ_max, by inertia; `rtol` is K·ε as in NumPy. O(K)."""
         sigma = self.sigma
         rtol = sigma.shape[-1] * float(jnp.finfo(sigma.dtype).eps) if rtol is None else rtol
         return count_above(sigma, rtol * largest_eigenvalue(sigma)[..., None])
 
+    @compiled_method()
     def log_pdet(self) -> jax.Array:
         """Log of the product of the eigenvalues that are not 0: log K + Σ log σ. O(K)."""
         count = jnp.maximum(jnp.sum(self._rows.counted, axis=-1), 1).astype(self.sigma.dtype)
@@ -274,26 +295,3 @@ class SoftmaxJacobian:
         dtype = jnp.promote_types(v.dtype, self.dtype)
         compute = working_dtype(dtype)
         return v.astype(compute), self._rows.astype(compute), dtype
-
-    def _set(self, sigma: jax.Array, log_sigma: jax.Array | None, dtype: jnp.dtype) -> None:
-        for name, value in (("sigma", sigma), ("log_sigma", log_sigma), ("dtype", dtype)):
-            object.__setattr__(self, name, value)
-
-    @classmethod
-    def _make(
-        cls, sigma: jax.Array, log_sigma: jax.Array | None, dtype: jnp.dtype
-    ) -> "SoftmaxJacobian":
-        operator = object.__new__(cls)
-        operator._set(sigma, log_sigma, dtype)
-        return operator
-
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], jnp.dtype]:
-        """Leaves σ and log σ; the dtype is static."""
-        keys = GetAttrKey("sigma"), GetAttrKey("log_sigma")
-        return tuple(zip(keys, (self.sigma, self.log_sigma), strict=True)), self.dtype
-
-    @classmethod
-    def tree_unflatten(cls, dtype: jnp.dtype, leaves: tuple[Any, Any]) -> "SoftmaxJacobian":
-        """The operator of given leaves, unchecked: they need not be arrays."""
-        sigma, log_sigma = leaves
-        return cls._make(sigma, log_sigma, dtype)
