@@ -132,6 +132,14 @@ def test_what_needs_an_extra_is_loaded_when_it_is_touched():
         jaxsoftjac.softmin  # noqa: B018
 
 
+@pytest.mark.parametrize(("version", "warnings"), [((0, 10, 1), 0), ((0, 10, 2), 1)])
+def test_the_version_of_jax_that_computes_wrongly_is_named_once(version, warnings):
+    imports = "import jaxsoftjac; import jaxsoftjac.losses"
+    code = f"import jax; jax.__version_info__ = {version}; {imports}"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stderr.count("use JAX 0.10.1, or 0.11 and later") == warnings
+
+
 def test_only_public_names_of_jax():
     for file in PACKAGE.rglob("*.py"):
         assert "jax._src" not in file.read_text()

@@ -137,17 +137,23 @@ def test_the_log_normalizer_of_ignored_examples_is_theirs():
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "index"),
     [(np.uint32, 2**32 - 1), (np.uint8, 255), (np.int8, -100), (np.uint8, -100), (np.int32, 7)],
 )
-def test_ignore_index_of_every_label_type(dtype, index):
-    x = jnp.asarray([(0, 1, 2), (2, 1, 0)], jnp.float32)
-    fits = np.iinfo(dtype).min <= index <= np.iinfo(dtype).max
-    labels = np.array([index if fits else 0, 0], dtype)
-    losses = jsj.cross_entropy(x, labels, ignore_index=index)
-    assert (losses[0] == 0) == fits
-    assert losses[1] > 0
+def test_ignore_index_of_every_label_type(dtype, index, wide):
+    """Also where JAX has no 64-bit integers, in which every index would fit."""
+    with jax.enable_x64(wide):
+        x = jnp.asarray([(0, 1, 2), (2, 1, 0)], jnp.float32)
+        fits = np.iinfo(dtype).min <= index <= np.iinfo(dtype).max
+        labels = np.array([index if fits else 0, 0], dtype)
+        of_rows = jsj.cross_entropy(x, labels, ignore_index=index)
+        eye = jnp.eye(3, dtype=jnp.float32)
+        beneath = jsj.linear_cross_entropy(x, eye, labels, ignore_index=index)
+        for losses in (of_rows, beneath):
+            assert (losses[0] == 0) == fits
+            assert losses[1] > 0
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, 1e6, -1e6])
