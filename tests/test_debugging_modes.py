@@ -57,6 +57,32 @@ def test_a_second_eager_call_does_not_compile(name, caplog):
     assert [r.message for r in caplog.records if "Compiling" in r.message] == compiled
 
 
+ON_DEVICE = {
+    "softmax": lambda x, labels: jsj.softmax(x),
+    "log_softmax": lambda x, labels: jsj.log_softmax(x),
+    "logsumexp": lambda x, labels: jsj.logsumexp(x, axis=-1),
+    "softmax_vjp": lambda x, labels: jsj.softmax_vjp(x, x),
+    "softmax_jacobian": lambda x, labels: jsj.softmax_jacobian(x),
+    "cross_entropy": lambda x, labels: jsj.cross_entropy(
+        x, labels, label_smoothing=0.1, z_loss=0.1, ignore_index=1
+    ),
+    "entropy": lambda x, labels: jsj.entropy(x),
+    "kl_divergence": lambda x, labels: jsj.kl_divergence(x, x),
+    "linear_cross_entropy": lambda x, labels: jsj.linear_cross_entropy(x, x.T, labels),
+    "dot_product_attention": lambda x, labels: jsj.dot_product_attention(*[x[:, None]] * 3),
+    "SoftmaxJacobian": lambda x, labels: jsj.SoftmaxJacobian.from_logits(x).mv(x),
+    "SoftmaxJacobian.eigvalsh": lambda x, labels: jsj.SoftmaxJacobian(x).eigvalsh(),
+}
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_an_eager_call_transfers_nothing(name):
+    x = jax.nn.softmax(jnp.arange(9, dtype=jnp.float32).reshape(3, 3))
+    labels = jnp.arange(3, dtype=jnp.int32)
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(ON_DEVICE[name](x, labels))
+
+
 def test_a_fused_producer_does_not_miss_the_top():
     x = jnp.asarray([[3e10, 1e10, 2.9e10], [1e30, -1e30, 9e29]], jnp.float32)
     for f in (jsj.softmax, lambda x: jnp.exp(jsj.log_softmax(x))):

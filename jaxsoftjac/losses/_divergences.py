@@ -124,7 +124,9 @@ def _checked_kl(
 def _entropy(x: jax.Array, classes: ClassAxes) -> jax.Array:
     row = wide(x)
     down = _clipped_depth(row, classes)
-    (_, rest), (mean,) = statistics_and_sums(row, classes, jnp.exp(down) * down)
+    (_, rest), (mean,) = statistics_and_sums(
+        row, classes, exp_depth(row, top_of(row, classes)) * down
+    )
     return (log1p_rest(rest) - mean * of_top(rest)).astype(x.dtype)
 
 
@@ -284,7 +286,7 @@ def _excess_of_exp(delta: jax.Array) -> jax.Array:
     """e^Δ − 1 − Δ for |Δ| < 1/2 without cancellation, by its Taylor series."""
     series = jnp.zeros_like(delta)
     for n in range(_TERMS[jnp.dtype(delta.dtype).name], 1, -1):
-        series = (1 + series) * delta / n
+        series = (1 + series) * (delta * (1 / n))
     return series * delta
 
 
