@@ -25,9 +25,15 @@ from jax import lax
 def recomputed(
     function: Callable[..., Any] | None = None, *, static_argnums: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
-    """`function`, whose derivatives keep its arguments only and compute the rest again."""
+    """`function`, whose derivatives keep its arguments only and compute the rest again.
+
+    A function with static arguments is a program of its own: it is traced once for all that call
+    it, and an eager backward pass is one dispatch.
+    """
     if function is None:
         return partial(recomputed, static_argnums=static_argnums)
+    if static_argnums:
+        function = jax.jit(function, static_argnums=static_argnums)
     return jax.checkpoint(function, prevent_cse=False, static_argnums=static_argnums)
 
 
