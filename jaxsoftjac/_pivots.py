@@ -57,11 +57,7 @@ def pivot_weights(sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     The weights depend on σ alone, which keeps the program linear in v, and are constants of
     differentiation: J does not depend on them.
     """
-    return normalized(pivot_excess(sigma, classes), classes)
-
-
-def normalized(excess: jax.Array, classes: ClassAxes) -> jax.Array:
-    """Weights of sum 1."""
+    excess = pivot_excess(sigma, classes)
     return excess * (1 / at_least_tiny(classes.sum(excess)))
 
 

@@ -79,7 +79,7 @@ def _add_all(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Ar
 
 
 def _sums_in_sixteenths(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Sums over the last axis, which is folded sixteen times until it is short.
+    """Sums over the last axis, which is folded into sixteenths until it is short.
 
     XLA's CPU backend adds along the last axis one entry at a time where there are several sums; 16
     entries that lie apart, it adds for many columns at once. Long rows are first cut into eight

@@ -21,7 +21,6 @@ from jaxsoftjac._pivots import (
     at_least_tiny,
     bits_where_kept,
     bits_where_positive,
-    normalized,
     peaked,
     pivot_excess,
     pivot_weights,
@@ -209,17 +208,23 @@ def _centred_product(
     return sigma * (d - classes.sum(sigma * d))
 
 
-def centre(
-    v: jax.Array, sigma: jax.Array, classes: ClassAxes, excess: jax.Array | None = None
-) -> jax.Array:
+def centre(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """The vector less its mean, v − ⟨σ, v⟩, from the pivot first: the JVP of log-softmax."""
-    e = pivot_weights(sigma, classes) if excess is None else normalized(excess, classes)
-    d = v - classes.sum(e * where_positive(v, sigma))
+    d = v - classes.sum(pivot_weights(sigma, classes) * where_positive(v, sigma))
     return d - classes.sum(sigma * where_positive(d, sigma))
 
 
+class PivotedRow(NamedTuple):
+    """Logits, e = exp(x − top), and of each row the sum of the others and the largest σ."""
+
+    x: jax.Array
+    e: jax.Array
+    rest: jax.Array
+    of_top: jax.Array
+
+
 def log_softmax_product(
-    v: jax.Array, sigma: jax.Array, row: "PivotedRow", classes: ClassAxes
+    v: jax.Array, sigma: jax.Array, row: PivotedRow, classes: ClassAxes
 ) -> jax.Array:
     """V − ⟨σ, v⟩·1 as the solution y of y + m·1 = v, ⟨σ, y⟩ = 0, where Σσ = 1.
 
@@ -240,15 +245,6 @@ def log_softmax_product(
         lambda _, b: _put_back(b, row, classes),
     )
     return jnp.where(False, m, y)
-
-
-class PivotedRow(NamedTuple):
-    """Logits, e = exp(x − top), and of each row the sum of the others and the largest σ."""
-
-    x: jax.Array
-    e: jax.Array
-    rest: jax.Array
-    of_top: jax.Array
 
 
 def _centred_vector(

@@ -249,6 +249,7 @@ def test_eager_is_as_jit(name):
     jax.tree.map(close, {k: f(x) for k, f in chosen.items()}, jitted)
 
 
+# Other axes are the same operations.
 @pytest.mark.once
 @pytest.mark.parametrize("name", [n for n in TABLE if "axes" not in n and "axis" not in n])
 def test_exports_to_cpu_cuda_and_tpu(name):

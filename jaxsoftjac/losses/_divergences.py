@@ -158,11 +158,8 @@ def _entropy_slopes_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     """−J((1 + d − d̄)⊙(ẋ − x̄)): d moves by ẋ, and J by its second derivative."""
     (x,), (tangent,) = primals, tangents
-    known, sigma, d = (
-        pivoted(x, statistics(x, classes)),
-        softmax_rows(x, classes),
-        _clipped_depth(x, classes),
-    )
+    known = pivoted(x, statistics(x, classes))
+    sigma, d = softmax_rows(x, classes), _clipped_depth(x, classes)
     centred = log_softmax_product(tangent, sigma, known, classes)
     along = (1 + d - classes.sum(sigma * d)) * centred
     return _entropy_slopes(x, classes), -softmax_product(along, sigma, classes, known.of_top)
@@ -211,7 +208,7 @@ def _kl_pushforward(
 
 
 def _less(q: jax.Array, p: jax.Array, log_ratio: jax.Array) -> jax.Array:
-    """Q − p: its derivatives as it stands; its value is p·(e^Δ − 1) where that is exact."""
+    """The difference q − p, with its own derivatives; p·(e^Δ − 1) where that is exact."""
     near = (jnp.abs(log_ratio) < 0.5) & (p != 0) & (q != 0)
     exact = jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
     return lax.stop_gradient(exact) + ((q - p) - lax.stop_gradient(q - p))

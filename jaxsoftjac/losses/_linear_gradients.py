@@ -14,6 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftjac._checks import wide
+from jaxsoftjac._row_functions import log1p_rest
 from jaxsoftjac.losses._arguments import LossOptions, counted, mixed, weighted
 from jaxsoftjac.losses._blocks import (
     Head,
@@ -31,7 +32,6 @@ from jaxsoftjac.losses._blocks import (
     reduce_blocks,
     wide_shared,
 )
-from jaxsoftjac.losses._running import log_rest
 from jaxsoftjac.losses._vocabulary import Constants, Terms, row_terms, slopes_of
 
 
@@ -76,7 +76,7 @@ def loss(
         from_origin = log_normalizer(terms, constants._replace(origin=None))
         uniform = weighted(of_classes.mean, from_origin) - of_classes.mean_logits
     elif options.has_smoothing:
-        uniform = terms.descent + log_rest(terms.rest)
+        uniform = terms.descent + log1p_rest(terms.rest)
     return mixed(surprise, uniform, lse, options)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsoftjac._row_functions import log1p_rest, of_top
 from jaxsoftjac._rows import LAST, exp_depth, statistics
 
 _HAS_TAIL = 2 / 3  # below this rest the top class has more than 0.6 of its row
@@ -35,9 +36,7 @@ class Shares(NamedTuple):
 def running(z: jax.Array) -> Running:
     """The statistics of one block."""
     highest = jnp.max(z, -1, keepdims=True)
-    top, rest = statistics(z, LAST)
-    rest = jnp.where(highest == -jnp.inf, -1, rest)
-    return Running(top, rest, jnp.maximum(highest, float(jnp.finfo(z.dtype).min)))
+    return Running(*statistics(z, LAST), jnp.maximum(highest, float(jnp.finfo(z.dtype).min)))
 
 
 def merged(a: Running, b: Running) -> Running:
@@ -63,15 +62,10 @@ def across(row: Running, axis_name: str) -> tuple[Running, jax.Array]:
     return Running(top, *lax.psum((rest, peak), axis_name)), is_holder
 
 
-def log_rest(rest: jax.Array) -> jax.Array:
-    """log1p of the rest, 0 without classes."""
-    return jnp.log1p(jnp.where(rest < 0, 0, rest))
-
-
 def tail_of(row: Running) -> jax.Array:
     """−log σ of the top class where that has more than 0.6 of its row, else 0."""
     moved = lax.stop_gradient(row.peak) - row.peak
-    return jnp.where(has_tail(row.rest), log_rest(row.rest) + moved, 0)
+    return jnp.where(has_tail(row.rest), log1p_rest(row.rest) + moved, 0)
 
 
 def has_tail(rest: jax.Array) -> jax.Array:
@@ -85,7 +79,7 @@ def shares_of(z: jax.Array, top: jax.Array, rest: jax.Array, tail: jax.Array) ->
     The derivatives of `tail` are sums over the other classes, which do not cancel.
     """
     unnormalized = exp_depth(z, top)
-    sigma = unnormalized / (1 + jnp.where(rest < 0, 0, rest))
+    sigma = unnormalized * of_top(rest)
     is_hot = lax.stop_gradient((sigma > 0.55) & has_tail(rest))
     return Shares(unnormalized, jnp.where(is_hot, jnp.exp(-tail), sigma), jnp.expm1(-tail), is_hot)
 

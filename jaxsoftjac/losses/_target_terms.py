@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsoftjac._row_functions import log1p_rest
 from jaxsoftjac._rows import LAST, depth, exp_depth
 from jaxsoftjac.losses._running import (
     Running,
     Shares,
     across,
     has_tail,
-    log_rest,
     merged,
     running,
     shares_of,
@@ -124,7 +124,7 @@ def target_terms(
     row = target.row
     fall, lead, lost = (a / (1 + row.rest) for a in target.sums)
     lost = lax.stop_gradient(lost)
-    surprise = fall + (1 - lost) * log_rest(rest) + jnp.where(lost > 0, jnp.inf, 0)
+    surprise = fall + (1 - lost) * log1p_rest(rest) + jnp.where(lost > 0, jnp.inf, 0)
     lead = jnp.where(has_tail(row.rest), lead, 0)
     return surprise, TargetTerms(tail_of(row), row.rest, fall, lead), TargetConstants(row.top, lost)
 
@@ -161,6 +161,6 @@ def slopes_by_teacher(
     )
     beyond = jnp.where(kept, -depth(z, top), 0) - terms.fall
     fall = p.sigma * jnp.where(p.is_hot & (lost == 0), -terms.lead, beyond)
-    surprise = fall + p.sigma * log_rest(rest) * (lost - jnp.where(kept, 0, 1))
+    surprise = fall + p.sigma * log1p_rest(rest) * (lost - jnp.where(kept, 0, 1))
     lead = jnp.where(has_tail(terms.rest), fall, 0)
     return surprise, TargetTerms(tail_slope(p, terms.rest), p.unnormalized, fall, lead)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsoftjac._row_functions import log1p_rest
 from jaxsoftjac._rows import LAST
 from jaxsoftjac.losses._blocks import (
     Head,
@@ -32,7 +33,6 @@ from jaxsoftjac.losses._blocks import (
 from jaxsoftjac.losses._running import (
     Running,
     across,
-    log_rest,
     merged,
     running,
     shares_of,
@@ -217,7 +217,7 @@ def _terms(summary: _Summary, origin: jax.Array | None, layout: Layout) -> tuple
     (top, rest, _), (at_label, total, count), target = summary
     descent = of_target = constants = None
     if target is None:
-        surprise = (top - at_label) + log_rest(rest)
+        surprise = (top - at_label) + log1p_rest(rest)
     else:
         surprise, of_target, constants = target_terms(target, rest)
     if layout.mean:
