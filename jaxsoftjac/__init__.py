@@ -51,8 +51,7 @@ from jaxsoftjac.transforms import hessian as hessian
 from jaxsoftjac.transforms import hvp as hvp
 from jaxsoftjac.transforms import jacobian as jacobian
 
-# Google's sections in docstrings, for pdoc. There is no `__all__`: pdoc would list each name twice.
-__docformat__ = "google"
+# There is no `__all__`: pdoc would list each name twice.
 
 if _jax.__version_info__ == (0, 10, 2):
     _warnings.warn(

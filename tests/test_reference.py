@@ -14,7 +14,7 @@ import jaxsoftjac
 pytestmark = pytest.mark.once
 
 PUBLIC = [m.name for m in pkgutil.iter_modules(jaxsoftjac.__path__) if m.name[0] != "_"]
-COMMAND = "-W", "error", "-m", "pdoc", "jaxsoftjac", r"!.*\._"
+COMMAND = "-W", "error", "-m", "pdoc", "-d", "google", "jaxsoftjac", r"!.*\._"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,14 @@ def test_no_private_name_appears(pages):
     assert "SoftmaxJacobian.mv" in members
     private = {m for m in members if m.split(".")[-1][0] == "_"}
     assert {m.split(".")[-1] for m in private} == {"__init__"}
+
+
+def test_sections_are_lists_and_examples_are_code(pages):
+    for page in pages.values():
+        shown = re.sub(r'<div class="pdoc-code.*?</pre>', "", page, flags=re.DOTALL)  # the sources
+        assert not re.search(r"<p>(Args|Arguments|Returns|Raises|Examples): ?\s*\w", shown)
+        assert not re.search(r"<blockquote>\s*<blockquote>", shown)
+    assert pages["jaxsoftjac.dense"].count("Arguments:") >= 2
 
 
 def test_the_guide_is_the_readme_and_the_examples_have_code(pages):
