@@ -33,7 +33,7 @@ def test_debug_nans_finds_none(name, compiled):
 
 @pytest.mark.slow
 def test_nothing_leaks():
-    """In a process of its own: JAX looks for leaks in all that there is, and here that is much."""
+    """In a process of its own: JAX looks for leaks in all that there is."""
     strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
     strict["JAX_ENABLE_X64"] = str(jax.config.jax_enable_x64)
     traced = subprocess.run(

@@ -9,6 +9,8 @@ from helpers import WIDE, close, plain_softmax
 
 import jaxsoftjac as jsj
 
+pytestmark = pytest.mark.once
+
 
 def derivative_along(softmax, directions):
     """The derivative of softmax along all the directions, one after another, in float32."""
@@ -22,7 +24,6 @@ def derivative_along(softmax, directions):
     return np.asarray(jax.jit(f)(jnp.asarray([3, 0.5, -1, 0], jnp.float32)))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_the_structure_survives_every_order(order):
     """J·1 = 0: a common offset of the directions changes nothing, at any order. Differentiating the
@@ -41,7 +42,6 @@ def test_the_structure_survives_every_order(order):
     assert loss_of_digits(plain_softmax) > 1e-4
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_one_residual_of_the_logits_size(name, dtype):

@@ -98,13 +98,22 @@ def test_losses_and_their_hessian_products(shape):
         "entropy": (jsj.entropy, -product(sigma, log_sigma), 0),
     }
     for f, gradient, is_convex in losses.values():
-        total = jax.jit(jax.grad(lambda x, f=f: jnp.sum(f(x))))
-        close(total(x), gradient)
-        pushed = jax.jit(lambda x, f=f: jax.vmap(lambda v: jax.jvp(f, (x,), (v,))[1])(v))(x)
+
+        def pulled(x, f=f):
+            y, pullback = jax.vjp(f, x)
+            return y, pullback(jnp.ones_like(y))[0]
+
+        @jax.jit
+        def all_orders(x, pulled=pulled):
+            along = jax.vmap(lambda v: jax.jvp(pulled, (x,), (v,)), out_axes=((0, None), 0))
+            (_, found), pushed_and_hvp = along(v)
+            return found, *pushed_and_hvp
+
+        found, pushed, hvp = all_orders(x)
+        close(found, gradient)
         close(pushed, (gradient * np.asarray(v, np.float64)).sum(-1))
-        hvp = jax.jit(lambda x, total=total: jax.vmap(lambda v: jax.jvp(total, (x,), (v,))[1])(v))
         if is_convex:
-            close(hvp(x), product(sigma, v))
+            close(hvp, product(sigma, v))
     by_target = jax.jit(jax.grad(lambda y: jnp.sum(jsj.kl_divergence(x, y))))
     close(by_target(y), product(target, log_target - log_sigma))
 

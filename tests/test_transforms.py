@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 import jaxsoftjac as jsj
 from jaxsoftjac.transforms import hessian, hvp, jacobian
 
+pytestmark = pytest.mark.once
+
 
 def rows(*shape):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), WIDE)

@@ -137,7 +137,10 @@ def derivatives(attention):
 
 
 def every_mode(attention, tangents):
-    """All modes of both results, in as many operands as there are tangents; −∞ is left out."""
+    """All modes of both results, in as many operands as there are tangents; −∞ is left out.
+
+    "forward over reverse" is the value, the gradient and the derivatives of both.
+    """
 
     def f(*x):
         o, lse = attention(*x)
@@ -145,9 +148,14 @@ def every_mode(attention, tangents):
 
     def loss(*x):
         o, lse = f(*x)
-        return jnp.sum(jnp.sin(o)) + jnp.sum(jnp.cos(lse - jax.lax.stop_gradient(lse) + 1))
+        total = jnp.sum(jnp.sin(o)) + jnp.sum(jnp.cos(lse - jax.lax.stop_gradient(lse) + 1))
+        return total, (o, lse)
 
-    gradient = jax.grad(loss, tuple(range(len(tangents))))
+    operands = tuple(range(len(tangents)))
+    gradient_and_value = jax.grad(loss, operands, has_aux=True)
+
+    def gradient(*x):
+        return gradient_and_value(*x)[0]
 
     def pushed(f):
         return lambda *x: jax.jvp(f, x, tangents)[1]
@@ -156,16 +164,20 @@ def every_mode(attention, tangents):
         "value": f,
         "jvp": pushed(f),
         "gradient": gradient,
-        "forward over reverse": pushed(gradient),
+        "forward over reverse": lambda *x: jax.jvp(gradient_and_value, x, tangents),
         "reverse over reverse": lambda *x: jax.vjp(gradient, *x)[1](tangents),
-        "reverse over forward": jax.grad(pushed(loss), tuple(range(len(tangents)))),
+        "reverse over forward": jax.grad(lambda *x: pushed(loss)(*x)[0], operands),
     }
 
 
+# The nestings, in which every first derivative is.
+NESTINGS = "forward over reverse", "reverse over reverse", "reverse over forward"
+
+
 def all_modes(ours, expected, tangents):
-    """A function of the operands that returns pairs of ours and what is expected, by mode."""
+    """A function of the operands that returns pairs of ours and what is expected, by nesting."""
     ours, expected = every_mode(ours, tangents), every_mode(expected, tangents)
-    return lambda *x: {mode: (ours[mode](*x), expected[mode](*x)) for mode in ours}
+    return lambda *x: {mode: (ours[mode](*x), expected[mode](*x)) for mode in NESTINGS}
 
 
 # Keys in eight slices along a mapped axis "s": query, key, value, bias and sink.

@@ -107,7 +107,7 @@ def modes_agree(names, ours, expected):
 
 
 def test_every_mode():
-    names = ["jvp", "vjp", "forward over reverse", "reverse over reverse", "reverse over forward"]
+    names = ["forward over reverse", "reverse over reverse", "reverse over forward"]
     ours = functools.partial(dot_product_attention, return_residual=True, block_size=(T, 5))
     modes_agree([*names, "forward over forward", "linearize, transpose"], ours, dense)
 

@@ -22,6 +22,8 @@ from helpers import WIDE, close, quick_jit
 
 from jaxsoftjac.attention import dot_product_attention
 
+pytestmark = pytest.mark.once
+
 S, RATE = 16, 0.4
 KEY = jax.random.key(3)
 
@@ -103,7 +105,6 @@ def test_every_mode(options, seen):
         jax.tree.map(close, actual, wanted)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("mode", ["gradient", "forward over reverse"])
 def test_no_map_is_formed(mode):
     n = 2048

@@ -24,6 +24,8 @@ from helpers import WIDE, close, quick_jit
 
 from jaxsoftjac.attention import dot_product_attention
 
+pytestmark = pytest.mark.once
+
 S = 16
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -54,7 +56,6 @@ def modes_with_bias(split):
     return quick_jit(all_modes(SPLITS[split](attention), dense, tangents(x)))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("offset", [0.0, -1e3, -1e6, 1e6, LOWEST])
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_common_bias_costs_no_digits(split, offset):
@@ -70,7 +71,6 @@ def test_a_common_bias_costs_no_digits(split, offset):
             jax.tree.map(close, actual, expected)
 
 
-@pytest.mark.once
 def test_rows_of_padding_have_the_gradients_of_a_mean():
     """Bias of finfo.min on all keys of a row: it attends to all alike, as jax.nn's."""
     q, k, v, _, _ = operands(jnp.float32, D=H)

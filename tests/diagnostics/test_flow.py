@@ -18,6 +18,8 @@ from jaxsoftjac.diagnostics import (
     temperature_sweep,
 )
 
+pytestmark = pytest.mark.once
+
 mpmath.mp.dps = 60
 
 
@@ -69,7 +71,6 @@ def test_every_field_keeps_its_digits_at_any_gap(K):
             assert error <= (spread + 16) * U * scale, (name, gaps[row], error / scale)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "sigma",
     [
@@ -89,7 +90,6 @@ def test_ties_and_clusters(sigma):
         np.testing.assert_allclose(getattr(found, name), float(expected[name]), rtol=32 * U)
 
 
-@pytest.mark.once
 def test_extreme_eigenvalues_of_wide_rows():
     random = np.random.default_rng(0)
     x = random.normal(size=(4, 300)) * np.array([0.01, 1, 3, 8])[:, None]
@@ -111,7 +111,6 @@ def test_gain_is_the_root_mean_square_over_vectors_of_sum_zero():
     )
 
 
-@pytest.mark.once
 def test_digits_lost_are_those_that_the_textbook_product_loses():
     random, lost, predicted = np.random.default_rng(0), [], []
     for gap in (0, 3, 6, 9, 12):
@@ -127,7 +126,6 @@ def test_digits_lost_are_those_that_the_textbook_product_loses():
     np.testing.assert_allclose(predicted, lost, atol=0.6)
 
 
-@pytest.mark.once
 def test_collapse_is_where_the_plain_gradient_at_the_label_vanishes():
     gaps = np.linspace(14, 19, 41, dtype=np.float32)
     x = np.stack([gaps, 0 * gaps], axis=1)
@@ -141,7 +139,6 @@ def test_collapse_is_where_the_plain_gradient_at_the_label_vanishes():
 INF, NAN = np.inf, np.nan
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("x", "where", "expected"),
     [
@@ -185,7 +182,6 @@ def test_axes_vmap_and_dtypes():
     assert integers.entropy.dtype == jnp.result_type(float)
 
 
-@pytest.mark.once
 def test_time_and_memory_are_linear_in_the_classes():
     K = 1024
     program = FLOW.lower(jax.ShapeDtypeStruct((K,), jnp.float32)).compile()
@@ -233,7 +229,6 @@ def test_sweep_is_the_flow_at_each_temperature():
     assert np.all(np.isnan(spoilt))
 
 
-@pytest.mark.once
 def test_bad_input():
     x = np.zeros((2, 3), np.float32)
     with pytest.raises(TypeError, match="`x` must be real, got dtype bool"):

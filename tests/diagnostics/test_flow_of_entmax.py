@@ -12,6 +12,8 @@ from plain_entmax import long_entmax, long_jacobian
 import jaxsoftjac as jsj
 from jaxsoftjac.diagnostics import attention_flow, gradient_flow, summarize, temperature_sweep
 
+pytestmark = pytest.mark.once
+
 INF, NAN = np.inf, np.nan
 
 
@@ -60,14 +62,12 @@ def test_the_flow_of_every_alpha():
                 close(getattr(number, name), expected, WIDE)
 
 
-@pytest.mark.once
 def test_an_alpha_of_1_in_an_array_does_not_underflow():
     deep = np.array([200, 0, 1], np.float32)  # p is 0 in float32 at two of them
     learned = quick_jit(lambda x, alpha: gradient_flow(x, alpha=alpha))(deep, np.float32(1))
     chex.assert_trees_all_close(learned, FLOW(deep), rtol=1e-5)
 
 
-@pytest.mark.once
 def test_a_single_class_of_the_support_passes_nothing():
     x = np.array([[9, 0, 0], [1, 0, -INF], [NAN, 0, 1], [INF, 0, 1], [-INF] * 3], np.float32)
     flow = quick_jit(lambda x: gradient_flow(x, alpha=2.0))(x)
@@ -80,7 +80,6 @@ def test_a_single_class_of_the_support_passes_nothing():
     assert summarize(jax.tree.map(lambda a: a[:2], flow)).collapsed_share == 1
 
 
-@pytest.mark.once
 def test_sweeps_and_attention_take_alpha():
     q, k, alpha = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32), np.float32(1.5)
 

@@ -11,6 +11,8 @@ from plain_entmax import long_entmax, long_jacobian
 import jaxsoftjac as jsj
 from jaxsoftjac.diagnostics import _member, _properties
 
+pytestmark = pytest.mark.once
+
 DIAGNOSTICS = [jsj.verify_jacobian_properties, jsj.probe_jacobian_properties]
 VERIFY = quick_jit(jsj.verify_jacobian_properties)
 
@@ -29,14 +31,12 @@ def test_all_properties_hold(diagnose, K):
 
 
 @pytest.mark.as_compiled
-@pytest.mark.once
 def test_all_hold_of_rows_that_are_far_apart_as_compiled_for_users():
     """Where the top class lies in the remainder of a vectorised loop too."""
     x = 30 * np.random.default_rng(0).normal(size=(1200, 70)).astype(np.float32)
     assert np.all(jax.jit(jsj.probe_jacobian_properties)(x).all_hold)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
 def test_vmap_and_eager_agree_with_jit(diagnose):
     x = np.array([[2, 1, 0.5], [5, 1, 0]], np.float32)
@@ -79,7 +79,6 @@ def test_statistics_of_the_probe():
 
 
 # field of the measurements: (a wrong J, or a wrong product, that must break it)
-@pytest.mark.once
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
 def test_the_properties_of_entmax(diagnose):
     x = np.random.default_rng(0).normal(size=(4, 6, 7)).astype(np.float32)
@@ -99,7 +98,6 @@ def test_the_properties_of_entmax(diagnose):
             np.testing.assert_allclose(measured.trace[1], np.float64(expected), rtol=1e-5)
 
 
-@pytest.mark.once
 def test_a_wrong_matrix_of_entmax_is_found(monkeypatch):
     right = jsj.EntmaxJacobian.as_matrix
     monkeypatch.setattr(jsj.EntmaxJacobian, "as_matrix", lambda J: right(J).at[1, 0].add(1e-3))
@@ -121,7 +119,6 @@ WRONG_MATRICES = {
 }
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", WRONG_MATRICES)
 def test_a_wrong_matrix_is_found(monkeypatch, name):
     right = _properties.softmax_jacobian
@@ -131,7 +128,6 @@ def test_a_wrong_matrix_is_found(monkeypatch, name):
     assert not p.all_hold
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -151,7 +147,6 @@ def test_a_wrong_product_is_found(monkeypatch, name, wrong):
     assert not p.all_hold
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("diagnose", DIAGNOSTICS)
 def test_bad_input(diagnose):
     with pytest.raises(

@@ -12,6 +12,8 @@ from plain_entmax import long_entmax
 
 import jaxsoftjac as jsj
 
+pytestmark = pytest.mark.once
+
 ALPHAS = (1.0, 1.3, 1.5, 2.0, 3.0)
 LABELS = np.array([0, 2, 1, 4, 3, 0])
 
@@ -73,7 +75,6 @@ def test_alpha_1_is_cross_entropy_and_alpha_2_the_sparsemax_loss():
     close(jsj.entmax_loss(x, LABELS, 2), jnp.sum((p - y) * x, -1) + jnp.sum(p - p**2, -1) / 2)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0, 2.5])
 def test_small_losses_keep_their_digits(alpha):
     """The margin is 1/(α − 1); what is left to it goes from 1e-1 to 1e-3 of it."""
@@ -87,7 +88,6 @@ def test_small_losses_keep_their_digits(alpha):
     assert np.all(exact < 1e-2)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0, 3.0])
 def test_the_loss_is_exact_near_the_target(alpha):
     """y = p·(1 + e) with small e: the loss is ½Σp^α e² to first order."""
@@ -100,7 +100,6 @@ def test_the_loss_is_exact_near_the_target(alpha):
     np.testing.assert_allclose(jsj.entmax_loss(x, y, alpha), expected, rtol=5e-3)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
 def test_beyond_the_margin_loss_and_gradient_are_0(alpha):
     x = jnp.asarray([[1.01 / (alpha - 1), 0, -3], [90, 0, 1]], jnp.float32)
@@ -121,7 +120,6 @@ def test_the_hessian_is_the_operator_and_the_loss_convex(alpha):
     assert np.all(middle <= mean + 1e-6)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 1.2])
 def test_examples_without_a_loss(alpha):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
@@ -142,7 +140,6 @@ def test_examples_without_a_loss(alpha):
     assert np.isnan(jsj.entmax_loss(x[3:4], 0, alpha)).all()
 
 
-@pytest.mark.once
 def test_huge_logits_make_no_nan():
     x = jnp.asarray([[1e30, -1e30, 0], [3e38, -3e38, 3e38], [0, 0, 0], [-1e30] * 3], jnp.float32)
 
@@ -156,7 +153,6 @@ def test_huge_logits_make_no_nan():
         chex.assert_tree_all_finite(both(x))
 
 
-@pytest.mark.once
 def test_half_precision_is_rounded_once():
     x = logits().astype(jnp.bfloat16)
     loss = jsj.entmax_loss(x, LABELS)
@@ -165,7 +161,6 @@ def test_half_precision_is_rounded_once():
     )
 
 
-@pytest.mark.once
 def test_errors():
     x = jnp.zeros((2, 3))
     with pytest.raises(ValueError, match=r"`labels` must have shape \(2,\), got \(3,\)"):

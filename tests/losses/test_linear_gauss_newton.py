@@ -10,6 +10,8 @@ from linear_cases import LABELS, NAMES, OPTIONS, D, N, V, logits, operands, weig
 import jaxsoftjac as jsj
 from jaxsoftjac.losses import linear_cross_entropy_gauss_newton
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_gauss_newton_product(options):

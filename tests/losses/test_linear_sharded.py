@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers import close, quick_jit
-from linear_cases import D, blockwise, modes, operands
+from linear_cases import NESTINGS, D, blockwise, modes, operands
 
 import jaxsoftjac as jsj
 from jaxsoftjac.losses import LinearTarget, linear_cross_entropy
+
+pytestmark = pytest.mark.once
 
 
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
@@ -59,10 +61,9 @@ def test_a_kernel_that_is_split_over_devices(way, of):
         return jsj.cross_entropy(rows["hidden"] @ rows["kernel"], expected, **options)
 
     plain = modes(whole)
-    names = ("jvp", "vjp", "reverse over reverse", "reverse over forward")
 
     def all_modes(modes):
-        return quick_jit(lambda rows: {k: modes[k](rows) for k in names})
+        return quick_jit(lambda rows: {k: modes[k](rows) for k in NESTINGS})
 
     actual, expected = all_modes(ours)(rows), all_modes(plain)(rows)
     jax.tree.map(functools.partial(close, scale=3.0), actual, expected)

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import WIDE, U, close, long_centre, long_product, long_softmax, quick_jit
-from linear_cases import N, V, compiled_modes, modes, operands
+from linear_cases import NESTINGS, N, V, compiled_modes, modes, operands
 
 import jaxsoftjac as jsj
 from jaxsoftjac import LinearTarget, linear_cross_entropy, linear_cross_entropy_gauss_newton
+
+pytestmark = pytest.mark.once
 
 INF = np.inf
 D = 3  # of the teacher
@@ -58,7 +60,7 @@ def test_agrees_with_the_plain_formula_in_every_mode():
     @functools.partial(quick_jit, static_argnums=0)
     def all_modes(loss, rows):
         f = functools.partial(loss, **options, **OPTIONS)
-        return {name: mode(rows) for name, mode in modes(f).items()}
+        return {name: modes(f)[name](rows) for name in NESTINGS}
 
     rows = student_and_teacher()
     actual, expected = all_modes(ours, rows), all_modes(plain, rows)
@@ -107,7 +109,6 @@ def products_of(function, *arguments):
     return str(jax.make_jaxpr(function)(*arguments)).count("dot_general")
 
 
-@pytest.mark.once
 def test_a_teacher_that_does_not_learn_costs_its_logits():
     rows = student_and_teacher()
     del rows["teacher"]["temperature"]  # its derivative takes the logits once more
@@ -141,7 +142,6 @@ def value_and_derivatives(z, t, v, w, reduction):
     return loss(z, t), *jax.jvp(gradient, (z, t), (v, w))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_exact_where_teacher_and_student_are_sure(reduction):
     random = np.random.default_rng(0)
@@ -190,7 +190,6 @@ ROWS = [
 ]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 def test_excluded_classes_are_as_in_cross_entropy(smoothing):
     zeros = np.zeros((1, 2), np.float32), np.zeros((2, 3), np.float32)
@@ -214,7 +213,6 @@ def test_excluded_classes_are_as_in_cross_entropy(smoothing):
         assert not np.any(np.asarray(found[1][1])[np.isinf(t)])
 
 
-@pytest.mark.once
 def test_nothing_of_the_size_of_the_logits():
     n, d, v = 256, 8, 8192
     hidden, kernel = jnp.ones((n, d), jnp.float32), jnp.ones((d, v), jnp.float32)

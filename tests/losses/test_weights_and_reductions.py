@@ -12,6 +12,8 @@ from helpers import WIDE, close, quick_jit
 
 import jaxsoftjac as jsj
 
+pytestmark = pytest.mark.once
+
 N, K = 6, 5
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(size=(N, K)) * 3
@@ -175,7 +177,6 @@ LINEAR_OPTIONS = [
 ]
 
 
-@pytest.mark.once  # the sums are of size 1000, of which float32 leaves four digits
 @pytest.mark.parametrize("options", LINEAR_OPTIONS)
 def test_the_linear_loss_weighs_classes_alike(options):
     kernel = jnp.asarray(RANDOM.normal(size=(K, 7)), WIDE)

@@ -10,6 +10,8 @@ from plain_entmax import long_entmax, long_jacobian
 import jaxsoftjac as jsj
 from jaxsoftjac.operators import EntmaxJacobian, SoftmaxJacobian
 
+pytestmark = pytest.mark.once
+
 K = 6
 ALPHAS = (1.3, 1.5, 2.0, 3.0)
 WHERE = np.ones((4, K), bool)
@@ -142,7 +144,6 @@ def test_an_alpha_for_each_row_and_derivatives():
     jax.tree.map(lambda a, b: close(a, b, scale=100.0), of_operator, of_function)
 
 
-@pytest.mark.once
 def test_it_is_a_pytree_and_rounds_once():
     x = jnp.asarray(logits(), jnp.bfloat16)
     J = EntmaxJacobian.from_logits(x)
@@ -154,7 +155,6 @@ def test_it_is_a_pytree_and_rounds_once():
     close(jax.vmap(lambda J, v: J.mv(v))(J, v), J.mv(v))
 
 
-@pytest.mark.once
 def test_rows_without_classes_and_errors():
     x = jnp.full((2, 3), -jnp.inf, jnp.float32)
     J = EntmaxJacobian.from_logits(x)
@@ -168,7 +168,6 @@ def test_rows_without_classes_and_errors():
         EntmaxJacobian.from_logits(x, 5)
 
 
-@pytest.mark.once
 def test_lineax_solves_with_it():
     lineax = pytest.importorskip("lineax")
     J = EntmaxJacobian.from_logits(jnp.asarray(logits()[0], WIDE), 2)

@@ -9,6 +9,8 @@ from helpers import WIDE, quick_jit
 
 from jaxsoftjac.operators import SoftmaxJacobian
 
+pytestmark = pytest.mark.once
+
 
 def edges(x, where):
     J = SoftmaxJacobian.from_logits(x, where=where)
@@ -41,7 +43,6 @@ def test_one_class_and_none():
     np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.once
 def test_nan_is_never_hidden():
     J = SoftmaxJacobian.from_logits(jnp.asarray([0, np.nan, 1], jnp.float32))
     methods = (lambda J: J @ J.sigma, J.__class__.eigvalsh, J.__class__.trace, J.__class__.log_pdet)
@@ -64,7 +65,6 @@ def test_one_class_or_no_class_in_the_shape(K):
         np.testing.assert_array_equal(value, np.zeros(2))
 
 
-@pytest.mark.once
 def test_rank_is_that_of_the_dense_matrix():
     x = np.array([[0, 0, 0, 0], [0, -5, -30, -31], [9, 9, -40, -41], [0, -50, -60, -70]])
     J = SoftmaxJacobian.from_logits(jnp.asarray(x, jnp.float32))

@@ -10,6 +10,8 @@ from helpers import WIDE, U, close, long_softmax, quick_jit
 from jaxsoftjac.operators import SoftmaxJacobian
 from jaxsoftjac.operators._secular import eigensystem, eigenvalues, largest_eigenvalue
 
+pytestmark = pytest.mark.once
+
 
 @jax.jit
 def spectrum(sigma):
@@ -58,7 +60,6 @@ def bisected(sigma):
     return np.append(0, np.where(lower > 0, lower + high * (upper - lower), 0)[:, 0])
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("K", [4, 250])
 def test_eigenvalues_are_right_to_a_few_ulps_each(K):
     sigma = float32_rows(K)
@@ -74,7 +75,6 @@ def test_eigenvalues_are_right_to_a_few_ulps_each(K):
         assert np.all(np.diff(actual) >= 0), name
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("K", [4, 250])
 def test_eigenvectors_are_orthonormal_and_diagonalise(K):
     sigma = float32_rows(K)
@@ -91,7 +91,6 @@ def test_eigenvectors_are_orthonormal_and_diagonalise(K):
         )
 
 
-@pytest.mark.once
 def test_from_logits_against_exact_probabilities():
     x = np.stack(list(rows(60).values())).astype(np.float32)
     values = jax.jit(lambda x: SoftmaxJacobian.from_logits(x).eigvalsh())(x)
@@ -102,7 +101,6 @@ def test_from_logits_against_exact_probabilities():
         np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.once
 def test_more_digits_than_the_dense_matrix_in_float32():
     x = rows(60)["one class ahead"].astype(np.float32)
     expected = bisected(long_softmax(x)[0]).astype(float)[-1]
@@ -113,7 +111,6 @@ def test_more_digits_than_the_dense_matrix_in_float32():
     assert abs(float(dense) / expected - 1) > 0.1
 
 
-@pytest.mark.once
 def test_interlacing_and_bounds():
     sigma = float32_rows(250)
     values = np.asarray(solve(sigma)[1])
@@ -126,7 +123,6 @@ def test_interlacing_and_bounds():
     assert np.all(upper <= 0.5)
 
 
-@pytest.mark.once
 def test_blocks_of_roots_and_of_rows(monkeypatch):
     sigma = float32_rows(7)
     whole = solve(sigma)[1]
@@ -136,7 +132,6 @@ def test_blocks_of_roots_and_of_rows(monkeypatch):
         chex.assert_trees_all_close(in_blocks, whole, rtol=1e-6)
 
 
-@pytest.mark.once
 def test_no_square_matrix_in_memory():
     K = 8192
     sigma = jax.ShapeDtypeStruct((K,), jnp.float32)

@@ -12,6 +12,8 @@ from jaxsoftjac.regression import (
     summarise_softmax_regression,
 )
 
+pytestmark = pytest.mark.once
+
 N, D, K = 60, 3, 3
 random = np.random.default_rng(1)
 X = jnp.asarray(random.normal(size=(N, D)), WIDE)
@@ -63,7 +65,6 @@ def test_hypergradients_are_difference_quotients(l2):
         np.testing.assert_allclose(by_weights[5], ahead, rtol=1e-4)
 
 
-@pytest.mark.once
 def test_every_mode_and_the_second_order():
     weights = WEIGHTS
 

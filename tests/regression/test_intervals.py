@@ -9,6 +9,8 @@ from scipy.stats import norm
 
 from jaxsoftjac.regression import FittedRegression, softmax_regression_intervals
 
+pytestmark = pytest.mark.once
+
 N, D, K = 40, 2, 3
 random = np.random.default_rng(0)
 X = random.normal(size=(N, D)) * [1, 30] + [0, 200]
