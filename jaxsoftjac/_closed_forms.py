@@ -58,7 +58,7 @@ def frobenius_norm(sigma: jax.Array) -> jax.Array:
     """‖J‖_F of each row: ‖J‖_F² = Σᵢ σᵢ²(1 − σᵢ)² + Σᵢ σᵢ² Σ_{j≠i} σⱼ²."""
     entries = diagonal(sigma)
     size = jnp.maximum(LAST.max(entries), jnp.finfo(sigma.dtype).tiny)
-    squares = sigma**2 / size  # in units of the largest entry, whose square may underflow
+    squares = sigma * (sigma / size)  # in units of the largest entry: squares may underflow
     total = LAST.sum((entries / size) ** 2 + squares * others(squares, LAST.sum(squares)))
     is_zero = total == 0
     norm = size * jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total)))

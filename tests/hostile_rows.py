@@ -1,9 +1,24 @@
 """Rows of logits that break things, and what is right for them: a plain oracle in long double."""
 
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from helpers import U
 
 INF, NAN = np.inf, np.nan
 L = np.longdouble
+
+ROWS = int(os.environ.get("JAXSOFTJAC_HOSTILE_ROWS", "120"))  # of each size, dtype and mask
+SIZES = (1, 2, 5, 33)
+UNITS = {"float32": U, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+TINY = {"float32": 2.0**-120, "bfloat16": 2.0**-120, "float16": 2.0**-24}
+
+# Of a loss, beside the index of labels that do not count.
+IGNORED = -100
+OPTIONS = [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"label_smoothing": 1.0, "z_loss": 0.1}]
 
 
 def rows(random, count, K, dtype):
@@ -100,3 +115,64 @@ class Row:
             return value, np.zeros(len(self.x))
         down = np.where(self.sigma > 0, self.x - np.max(self.x), 0)  # log σ, but for a constant
         return value, -self.product(down)
+
+
+@functools.cache
+def cases(K, dtype, masked):
+    random = np.random.default_rng([K, len(dtype), masked, 11])
+    x, where, labels = rows(random, ROWS, K, dtype)
+    if dtype != "float32":
+        x = np.asarray(jnp.asarray(x))
+    oracle = [Row(a, w if masked else None) for a, w in zip(x, where, strict=True)]
+    return jnp.asarray(x), jnp.asarray(where) if masked else None, labels, oracle
+
+
+def agree(found, exact, dtype, spread=0.0, label="", rounding=0.0):
+    """Normwise, to the units that the spread of the row allows; NaN and ∞ where they must be."""
+    found = np.atleast_1d(np.asarray(found).astype(np.longdouble))
+    exact = np.atleast_1d(np.asarray(exact, np.longdouble))
+    limit = float(jnp.finfo(dtype).max)
+    with np.errstate(all="ignore"):
+        exact = np.where(np.abs(exact) > limit, np.copysign(np.inf, exact), exact)
+        finite = np.isfinite(exact) & (np.abs(exact) < 0.99 * limit)
+        special = ~np.isfinite(exact)
+        assert np.array_equal(found[special], exact[special], equal_nan=True), (label, found, exact)
+        assert np.isfinite(found[finite]).all(), (label, found, exact)
+        error = np.abs(found[finite] - exact[finite]).sum()
+        size = np.abs(exact[finite]).sum()
+    bound = (2 * UNITS[dtype] + (min(spread, 200) + 64) * U) * size + (
+        TINY[dtype] + rounding
+    ) * len(found)
+    assert error <= bound, (label, float(error / max(size, 1e-300)), found, exact)
+
+
+def spread_of(row):
+    finite = row.x[np.isfinite(row.x)]
+    near = finite[finite > finite.max() - 200] if finite.size else finite
+    return float(near.max() - near.min()) if near.size else 0.0
+
+
+def check_losses(losses, gradients, x, labels, oracle, options, rounding=0.0):
+    """Cross-entropies of the rows and their gradients, with these options and `IGNORED`.
+
+    An entry of a gradient may have an absolute error of `rounding`.
+    """
+    x, losses, gradients = jax.device_get((x, losses, gradients))
+    dtype = str(x.dtype)
+    for i, row in enumerate(oracle):
+        label = f"row {i}: {x[i]}, label {labels[i]}"
+        if labels[i] == IGNORED:
+            assert losses[i] == 0, label
+            assert not np.any(gradients[i]), label
+            continue
+        if not 0 <= labels[i] < len(row.x):
+            assert np.isnan(losses[i]), label
+            continue
+        target = np.eye(len(row.x))[labels[i]].astype(L)
+        smoothing, z_loss = options.get("label_smoothing", 0), options.get("z_loss", 0)
+        value, gradient = row.cross_entropy(target, smoothing, z_loss)
+        agree(losses[i], value, dtype, spread_of(row), label)
+        if row.is_plain and value < float(jnp.finfo(dtype).max):
+            agree(gradients[i], gradient, dtype, spread_of(row), label, rounding)
+        elif row.is_empty:
+            assert not np.any(gradients[i]), label

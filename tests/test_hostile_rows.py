@@ -1,57 +1,27 @@
 """All functions of rows on rows that break things, against the oracle in long double."""
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import U
-from hostile_rows import Row, rows
+from hostile_rows import (
+    IGNORED,
+    OPTIONS,
+    ROWS,
+    SIZES,
+    Row,
+    agree,
+    cases,
+    check_losses,
+    spread_of,
+)
 
 import jaxsoftjac as jsj
 
 pytestmark = pytest.mark.once
-
-ROWS = int(os.environ.get("JAXSOFTJAC_HOSTILE_ROWS", "120"))  # of each size, dtype and mask
-SIZES = (1, 2, 5, 33)
-UNITS = {"float32": U, "bfloat16": 2.0**-8, "float16": 2.0**-11}
-TINY = {"float32": 2.0**-120, "bfloat16": 2.0**-120, "float16": 2.0**-24}
-
-
-def agree(found, exact, dtype, spread=0.0, label=""):
-    """Normwise, to the units that the spread of the row allows; NaN and ∞ where they must be."""
-    found = np.atleast_1d(np.asarray(found).astype(np.longdouble))
-    exact = np.atleast_1d(np.asarray(exact, np.longdouble))
-    limit = float(jnp.finfo(dtype).max)
-    with np.errstate(all="ignore"):
-        exact = np.where(np.abs(exact) > limit, np.copysign(np.inf, exact), exact)
-        finite = np.isfinite(exact) & (np.abs(exact) < 0.99 * limit)
-        special = ~np.isfinite(exact)
-        assert np.array_equal(found[special], exact[special], equal_nan=True), (label, found, exact)
-        assert np.isfinite(found[finite]).all(), (label, found, exact)
-        error = np.abs(found[finite] - exact[finite]).sum()
-        size = np.abs(exact[finite]).sum()
-    bound = (2 * UNITS[dtype] + (min(spread, 200) + 64) * U) * size + TINY[dtype] * len(found)
-    assert error <= bound, (label, float(error / max(size, 1e-300)), found, exact)
-
-
-def spread_of(row):
-    finite = row.x[np.isfinite(row.x)]
-    near = finite[finite > finite.max() - 200] if finite.size else finite
-    return float(near.max() - near.min()) if near.size else 0.0
-
-
-@functools.cache
-def cases(K, dtype, masked):
-    random = np.random.default_rng([K, len(dtype), masked, 11])
-    x, where, labels = rows(random, ROWS, K, dtype)
-    if dtype != "float32":
-        x = np.asarray(jnp.asarray(x))
-    oracle = [Row(a, w if masked else None) for a, w in zip(x, where, strict=True)]
-    return jnp.asarray(x), jnp.asarray(where) if masked else None, labels, oracle
-
 
 every_kind = pytest.mark.parametrize(
     ("dtype", "masked"),
@@ -111,41 +81,20 @@ def test_logsumexp_and_entropy_with_their_gradients(K, dtype, masked):
             assert lse[i] == np.inf
 
 
-OPTIONS = [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"label_smoothing": 1.0, "z_loss": 0.1}]
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("dtype", "masked"), [("float32", False), ("float32", True)])
 @pytest.mark.parametrize("K", SIZES)
 def test_cross_entropy_with_every_option(K, dtype, masked, options):
     x, where, labels, oracle = cases(K, dtype, masked)
-    ignore = -100
 
     @jax.jit
     def both(x):
         def loss(x):
-            return jsj.cross_entropy(x, labels, where=where, ignore_index=ignore, **options)
+            return jsj.cross_entropy(x, labels, where=where, ignore_index=IGNORED, **options)
 
         return loss(x), jax.grad(lambda x: jnp.sum(loss(x)))(x)
 
-    x, losses, gradients = jax.device_get((x, *both(x)))
-    for i, row in enumerate(oracle):
-        label = f"row {i}: {x[i]}, label {labels[i]}"
-        if labels[i] == ignore:
-            assert losses[i] == 0, label
-            assert not np.any(gradients[i]), label
-            continue
-        if not 0 <= labels[i] < K:
-            assert np.isnan(losses[i]), label
-            continue
-        target = np.eye(K)[labels[i]].astype(np.longdouble)
-        smoothing, z_loss = options.get("label_smoothing", 0), options.get("z_loss", 0)
-        value, gradient = row.cross_entropy(target, smoothing, z_loss)
-        agree(losses[i], value, dtype, spread_of(row), label)
-        if row.is_plain and value < float(jnp.finfo(dtype).max):
-            agree(gradients[i], gradient, dtype, spread_of(row), label)
-        elif row.is_empty:
-            assert not np.any(gradients[i]), label
+    check_losses(*both(x), x, labels, oracle, options)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -4,6 +4,7 @@ Blocks are visited in a loop that combines what is made of each; its body stands
 `jax.checkpoint`, so that in every mode and order one block of logits is held.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,6 +77,12 @@ class Layout(NamedTuple):
     blocks: int
     mean: bool = False  # whether the mean of the logits is wanted
     axis_name: str | None = None  # mapped axis over which the vocabulary is split
+
+    @property
+    def share(self) -> float:
+        """A power of two, at most one over the number of classes: sums of shares are finite."""
+        slices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        return 2.0 ** -math.ceil(math.log2(slices * (self.first + self.blocks * self.size)))
 
 
 def checkpointed(visit: Callable[..., Any]) -> Callable[..., Any]:

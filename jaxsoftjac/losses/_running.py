@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftjac._row_functions import log1p_rest, of_top
-from jaxsoftjac._rows import LAST, exp_depth, statistics
+from jaxsoftjac._rows import LAST, exp_depth, nan_unless, statistics
 
 _HAS_TAIL = 2 / 3  # below this rest the top class has more than 0.6 of its row
 
@@ -34,9 +34,11 @@ class Shares(NamedTuple):
 
 
 def running(z: jax.Array) -> Running:
-    """The statistics of one block."""
+    """The statistics of one block; NaN where a logit is +∞."""
     highest = jnp.max(z, -1, keepdims=True)
-    return Running(*statistics(z, LAST), jnp.maximum(highest, float(jnp.finfo(z.dtype).min)))
+    top, rest = statistics(z, LAST)
+    rest = rest * nan_unless(highest != jnp.inf, z.dtype)
+    return Running(top, rest, jnp.maximum(highest, float(jnp.finfo(z.dtype).min)))
 
 
 def merged(a: Running, b: Running) -> Running:

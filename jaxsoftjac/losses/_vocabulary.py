@@ -71,7 +71,7 @@ class Constants(NamedTuple):
 
 class _Sums(NamedTuple):
     at_label: Any  # None for a teacher
-    total: Any
+    total: Any  # of the logits, each times `Layout.share`
     count: Any
 
 
@@ -189,7 +189,7 @@ def _summary(logits: Logits, start: Any, labels: jax.Array | None, layout: Layou
     kept, row = z != -jnp.inf, running(z)
     sums = _Sums(
         None if labels is None else LAST.sum(jnp.where(at_label(z, start, labels, layout), z, 0)),
-        LAST.sum(jnp.where(kept, z, 0)) if layout.mean else None,
+        LAST.sum(jnp.where(kept, layout.share * z, 0)) if layout.mean else None,
         LAST.sum(kept.astype(z.dtype)) if layout.mean else None,
     )
     return _Summary(row, sums, None if t is None else target_summary(z, t, row))
@@ -221,7 +221,7 @@ def _terms(summary: _Summary, origin: jax.Array | None, layout: Layout) -> tuple
     else:
         surprise, of_target, constants = target_terms(target, rest)
     if layout.mean:
-        descent = jnp.where(count == 0, 0, top - total / jnp.maximum(count, 1))
+        descent = jnp.where(count == 0, 0, top - total / (layout.share * jnp.maximum(count, 1)))
         count = jnp.maximum(count, 1)
     terms = Terms(surprise, tail_of(summary.row), rest, descent, of_target)
     return terms, Constants(top, count, origin, constants)

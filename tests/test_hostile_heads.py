@@ -1,0 +1,95 @@
+"""What stands on hostile rows: linear losses, attention, operators and dense derivatives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import U
+from hostile_rows import IGNORED, OPTIONS, ROWS, SIZES, agree, cases, check_losses, spread_of
+
+import jaxsoftjac as jsj
+
+pytestmark = pytest.mark.once
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("K", SIZES)
+def test_linear_cross_entropy(K, options):
+    """The rows are the bias of a kernel of zeros, in blocks of which the last is partly empty."""
+    x, _, labels, oracle = cases(K, "float32", False)
+    # A bias that is not finite spoils every example, also those whose label does not count.
+    is_spoilt = np.array([not (row.is_plain or row.is_empty) for row in oracle])
+    labels = np.where(is_spoilt & (labels == IGNORED), 0, labels)
+
+    def loss(x, label):
+        hidden, kernel = jnp.zeros((1, 1), jnp.float32), jnp.zeros((1, K), jnp.float32)
+        own = {"block_size": 4, "ignore_index": IGNORED} | options
+        return jsj.linear_cross_entropy(hidden, kernel, label[None], bias=x, **own)[0]
+
+    both = jax.jit(jax.vmap(jax.value_and_grad(loss)))(x, jnp.asarray(labels))
+    rounding = 4 * U if "label_smoothing" in options else 0  # σ less the uniform share
+    check_losses(*both, x, labels, oracle, options, rounding)
+
+
+@pytest.mark.parametrize("K", SIZES)
+def test_attention(K):
+    """The rows are the bias of scores that are 0: σ·v, and by the bias Jv."""
+    x, _, _, oracle = cases(K, "float32", False)
+    v = np.random.default_rng(4).uniform(0.5, 2, size=x.shape).astype(np.float32)
+
+    def attention(bias, v):
+        query, key = (jnp.zeros((n, 1, 1), jnp.float32) for n in (1, K))
+        return jsj.dot_product_attention(
+            query, key, v[:, None, None], bias[None, None], block_size=(1, 4)
+        )[0, 0, 0]
+
+    both = jax.jit(jax.vmap(jax.value_and_grad(attention)))(x, v)
+    x, values, gradients = jax.device_get((x, *both))
+    for i, row in enumerate(oracle):
+        label, exact = f"row {i}: {x[i]}", np.asarray(v[i], np.longdouble)
+        if row.is_plain:
+            agree(values[i], row.sigma @ exact, "float32", spread_of(row), label)
+            agree(gradients[i], row.product(exact), "float32", spread_of(row), label)
+        elif row.is_empty:
+            assert values[i] == 0, label
+            assert not np.any(gradients[i]), label
+        else:
+            assert np.isnan(values[i]), label
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("K", SIZES)
+def test_operators_and_dense_derivatives(K, masked):
+    x, where, labels, oracle = cases(K, "float32", masked)
+    v = np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
+    labels = np.clip(labels, 0, K - 1)
+
+    @jax.jit
+    def everything(x, v):
+        J = jsj.SoftmaxJacobian.from_logits(x, where=where)
+        dense = functools.partial(jsj.softmax_jacobian, where=where)
+        hessian = functools.partial(jsj.cross_entropy_hessian, where=where)
+        return J.mv(v), J.trace(), J.frobenius_norm(), J.as_matrix(), dense(x), hessian(x, labels)
+
+    x, results = jax.device_get((x, everything(x, v)))
+    for i, found in enumerate(zip(*results, strict=True)):
+        row, label = oracle[i], f"row {i}: {x[i]}"
+        product, trace, norm, *matrices = found
+        if row.is_plain:
+            off = -row.sigma[:, None] * row.sigma[None]
+            np.fill_diagonal(off, 0)
+            exact = off + np.diag(-off.sum(1))
+            spread = spread_of(row)
+            agree(product, row.product(np.asarray(v[i], np.longdouble)), "float32", spread, label)
+            agree(trace, np.trace(exact), "float32", spread, label)
+            agree(norm, np.sqrt((exact**2).sum()), "float32", spread, label)
+            for matrix in matrices:
+                agree(matrix.ravel(), exact.ravel(), "float32", spread, label)
+        elif row.is_empty and masked:
+            assert not any(np.any(a) for a in found), label
+
+
+def test_there_are_enough_cases():
+    assert len(SIZES) * ROWS * (len(OPTIONS) + 1 + 2) >= 2000
