@@ -58,4 +58,4 @@ def pytest_collection_finish():
     """Spares the collector what the imports have left, and the short life of what is traced."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(10_000, 10, 10)
