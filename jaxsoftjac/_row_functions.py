@@ -113,7 +113,8 @@ def logsumexp_rows(x: jax.Array, classes: ClassAxes) -> jax.Array:
     row = wide(x)
     top, rest = statistics(row, classes)
     highest = classes.max(row)
-    return jnp.where(jnp.isinf(highest), highest, top + log1p_rest(rest)).astype(x.dtype)
+    infinite = highest + 0 * rest  # NaN where XLA's maximum has lost one, see `largest`
+    return jnp.where(jnp.isinf(highest), infinite, top + log1p_rest(rest)).astype(x.dtype)
 
 
 @logsumexp_rows.defjvp

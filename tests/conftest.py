@@ -42,7 +42,7 @@ OF_COMPILED_PROGRAMS = {
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "once: the same programs whether x64 is on or off")
+    config.addinivalue_line("markers", "once: left out of the pass without x64")
     config.addinivalue_line("markers", "as_compiled: digits, memory or the compiler are tested")
 
 

@@ -1,11 +1,11 @@
 """Functions of rows with ordinary and empty entries; as a script, traces all for leaked tracers."""
 
 import functools
-import gc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers import checking_leaks
 
 import jaxsoftjac as jsj
 
@@ -58,10 +58,8 @@ FUNCTIONS = {
 def main():
     """Prints the name of each function whose derivatives of second order leak nothing."""
     for name, f in FUNCTIONS.items():
-        gc.collect()  # JAX looks for leaks among all that is not frozen, over and over
-        gc.freeze()
         gradient = jax.grad(lambda x, f=f: jnp.sum(f(x)))
-        with jax.checking_leaks():
+        with checking_leaks():
             jax.make_jaxpr(lambda x, g=gradient: (jax.jacfwd(g)(x), jax.jacrev(g)(x)))(ROWS)
         print(name)
 

@@ -1,6 +1,8 @@
 """References, rows to test on, and the one tolerance table."""
 
+import contextlib
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,16 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 if jax.__version_info__ < (0, 11):  # later versions have no other emitters
     FAST["xla_cpu_use_fusion_emitters"] = False
 quick_jit = functools.partial(jax.jit, compiler_options=FAST)
+
+
+@contextlib.contextmanager
+def checking_leaks():
+    """As jax.checking_leaks, which looks among all that is not frozen, over and over."""
+    gc.collect()
+    gc.freeze()
+    with jax.checking_leaks():
+        yield
+
 
 U = 2.0**-24  # unit roundoff of float32
 WIDE = jnp.result_type(float)  # float64 with x64 on, else float32

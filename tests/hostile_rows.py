@@ -155,8 +155,11 @@ def spread_of(row):
 def check_losses(losses, gradients, x, labels, oracle, options, rounding=0.0):
     """Cross-entropies of the rows and their gradients, with these options and `IGNORED`.
 
-    An entry of a gradient may have an absolute error of `rounding`.
+    An entry of a gradient may have an absolute error of `rounding`, or of 2⁻²⁴ where the target is
+    smoothed: σ may happen to be near it.
     """
+    if 0 < options.get("label_smoothing", 0) < 1:
+        rounding = max(rounding, U)
     x, losses, gradients = jax.device_get((x, losses, gradients))
     dtype = str(x.dtype)
     for i, row in enumerate(oracle):

@@ -118,6 +118,28 @@ def test_losses_and_their_hessian_products(shape):
     close(by_target(y), product(target, log_target - log_sigma))
 
 
+NAN_KEPT = {
+    "softmax": lambda x: jnp.sum(jsj.softmax(x), -1),
+    "log_softmax": lambda x: jsj.log_softmax(x)[:, 1],
+    "logsumexp": lambda x: jsj.logsumexp(x, axis=-1),
+    "cross_entropy": lambda x: jsj.cross_entropy(x, np.ones(len(x), int), z_loss=0.1),
+    "entropy": jsj.entropy,
+    "KL by the model": lambda x: jsj.kl_divergence(x, jnp.ones_like(x)),
+    "KL by the target": lambda x: jsj.kl_divergence(jnp.ones_like(x), x),
+    "entmax": lambda x: jnp.sum(jsj.entmax(x), -1),
+    "entmax_loss": lambda x: jsj.entmax_loss(x, np.ones(len(x), int)),
+}
+
+
+@pytest.mark.parametrize("name", NAN_KEPT)
+def test_a_nan_is_not_lost(name):
+    """XLA's CPU compiler loses it in the maximum of so many numbers."""
+    x = np.random.default_rng(0).normal(size=(1100, 33)).astype(np.float32)
+    x[[5, 7]] = -np.inf
+    x[5, 0] = x[6, 3] = x[7, 32] = np.nan
+    assert np.flatnonzero(np.isnan(jax.jit(NAN_KEPT[name])(x))).tolist() == [5, 6, 7]
+
+
 def test_a_teacher_beneath_a_vocabulary():
     N, D, V = 64, 16, 20000
     random = np.random.default_rng(2)

@@ -173,7 +173,7 @@ def _clipped_depth(x: jax.Array, classes: ClassAxes) -> jax.Array:
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kl(x: jax.Array, y: jax.Array, classes: ClassAxes) -> jax.Array:
     compared = _compared(wide(x), wide(y), classes)
-    value = jnp.where(compared.is_missing, jnp.inf, compared.value)
+    value = compared.value + jnp.where(compared.is_missing, jnp.inf, 0)  # NaN stays
     return jnp.where(compared.is_defined, value, 0)
 
 

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_array, as_index, as_real, canonical_axes, wide
 from jaxsoftjac._pivots import where_positive
-from jaxsoftjac._rows import ClassAxes, depth, in_range, is_label, nan_unless, top_of
+from jaxsoftjac._rows import ClassAxes, depth, in_range, is_label, largest, nan_unless, top_of
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.losses._arguments import checked_arguments
 from jaxsoftjac.sparse._functions import checked_alpha, family_rows
@@ -99,7 +99,7 @@ def _entmax_loss(
         loss = _label_loss(row, labels, traced, family) * in_range(labels, row, classes)
     else:
         loss = _target_loss(row, labels, traced, family)
-    loss = loss + 0 * nan_unless(classes.max(x) < jnp.inf, row.dtype)
+    loss = loss + 0 * nan_unless(largest(x, classes) < jnp.inf, row.dtype)
     if traced is not None:
         loss = loss + 0 * lax.stop_gradient(traced)  # NaN out of range
     loss = (loss if ignored is None else jnp.where(ignored, 0, loss)).astype(x.dtype)

@@ -18,7 +18,7 @@ from jaxsoftjac._checks import (
     working_dtype,
 )
 from jaxsoftjac._row_functions import softmax_rows
-from jaxsoftjac._rows import ClassAxes, nan_unless
+from jaxsoftjac._rows import ClassAxes, largest, nan_unless
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.products import softmax_product
 from jaxsoftjac.sparse._powers import Beta, deformed_log_slope, weights
@@ -95,7 +95,7 @@ def _entmax(
     where = broadcast_where(where, x.shape)
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
-    top = classes.max(x)
+    top = largest(x, classes)
     p = family_rows(x, alpha if alpha is not None else traced, classes)
     if traced is not None:
         p = p + 0 * lax.stop_gradient(traced).astype(x.dtype)  # NaN out of range

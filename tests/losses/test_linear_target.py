@@ -227,6 +227,19 @@ def test_nothing_of_the_size_of_the_logits():
         assert compiled.memory_analysis().temp_size_in_bytes < 2 * n * v * 4 / 3, name
 
 
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_an_infinite_logit_gives_nan(whose):
+    """As in cross_entropy, not a number made of the largest one, in whichever block it is."""
+    hidden, kernel = jnp.ones((2, 2), jnp.float32), jnp.ones((2, 3), jnp.float32)
+    of = {whose: jnp.asarray([0, INF, 0], jnp.float32)}
+    target = LinearTarget(hidden, kernel, of.get("teacher"))
+    for block_size in (1, 3):
+        losses = linear_cross_entropy(
+            hidden, kernel, target, bias=of.get("student"), block_size=block_size
+        )
+        assert np.isnan(losses).all()
+
+
 ROW = np.ones((3, 2), np.float32)
 HEAD = np.ones((2, 5), np.float32)
 
