@@ -2,14 +2,14 @@
 
 Prints the time over that of jax.nn.dot_product_attention (torch's beside it where it is installed)
 and the temporaries of the forward pass, the gradient, the jvp and the three Hessian-vector
-products, causal time over non-causal time, calls outside `jit`, and errors of the gradient in
-bfloat16 on values with a large common part.
+products, causal time over non-causal time, what grows with the length n and how fast, calls outside
+`jit`, and errors of the gradient in bfloat16 on values with a large common part.
 """
 
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks._harness import (
     Claim,
+    Ratio,
     Report,
     check_agreement,
     optional_peer,
@@ -29,6 +30,7 @@ from jaxsoftjac.attention import dot_product_attention
 Arrays = tuple[jax.Array, ...]
 FIRST_ORDER = ("forward", "gradient", "jvp")
 SECOND_ORDER = ("forward over reverse", "reverse over reverse", "reverse over forward")
+AT_LENGTH = (*FIRST_ORDER, "forward over reverse")
 
 
 def modes(attention: Callable) -> dict[str, Callable]:
@@ -51,9 +53,13 @@ def modes(attention: Callable) -> dict[str, Callable]:
     }
 
 
-def operands(n: int, heads: int = 1, features: int = 64) -> Arrays:
-    keys = jax.random.split(jax.random.key(n), 3)
-    return tuple(jax.random.normal(key, (1, n, heads, features), jnp.float32) for key in keys)
+def operands(n: int, heads: int = 1, features: int = 64, group: int = 1) -> Arrays:
+    """Query, key and value; `group` heads of the query share one of the others."""
+    keys, counts = jax.random.split(jax.random.key(n), 3), (heads, heads // group, heads // group)
+    shapes = [(1, n, count, features) for count in counts]
+    return tuple(
+        jax.random.normal(k, shape, jnp.float32) for k, shape in zip(keys, shapes, strict=True)
+    )
 
 
 def compiled(attention: Callable, mode: str, x: Arrays) -> jax.stages.Compiled:
@@ -119,6 +125,56 @@ def causal(report: Report, n: int, names: Sequence[str], rounds: int) -> None:
         rows.append([name, over])
     report.add(f"Causal over non-causal time, n = {n}", ["", "ratio"], rows)
     report.claims.append(Claim(f"causal over non-causal time at n = {n}", 0.65, slowest))
+
+
+class Cost(NamedTuple):
+    """Of a program, and where they were asked for its ratios over jax.nn's."""
+
+    seconds: float
+    megabytes: float
+    time_over: Ratio | None = None
+    memory_over: float = np.nan
+
+
+def cost(name: str, x: Arrays, beside_jax: bool, rounds: int) -> Cost:
+    attentions = {"ours": dot_product_attention}
+    if beside_jax:
+        attentions["jax.nn"] = jax.nn.dot_product_attention
+    programs = {peer: compiled(f, name, x) for peer, f in attentions.items()}
+    times = time_in_turn({k: functools.partial(p, *x) for k, p in programs.items()}, rounds)
+    megabytes = {peer: (temp_bytes(p) or 0) / 1e6 for peer, p in programs.items()}
+    own = Cost(float(np.median(times["ours"])), megabytes["ours"])
+    if not beside_jax:
+        return own
+    over = ratio(times["ours"], times["jax.nn"])
+    return own._replace(time_over=over, memory_over=megabytes["ours"] / megabytes["jax.nn"])
+
+
+def at_length(report: Report, sizes: Sequence[int], names: Sequence[str], rounds: int) -> None:
+    """Time and temporaries against n: over jax.nn's at the second size, and fitted exponents."""
+    rows, worst = [], np.zeros(3)
+    for heads, group, features in ((1, 1, 64), (1, 1, 128), (2, 2, 64)):
+        for name in names:
+            costs = [
+                cost(name, operands(n, heads, features, group), n == sizes[1], rounds)
+                for n in sizes
+            ]
+            seconds, megabytes = (np.array([c[i] for c in costs]) for i in (0, 1))
+            by_time, by_memory = (
+                float(np.polyfit(np.log(sizes), np.log(y), 1)[0]) for y in (seconds, megabytes)
+            )
+            over, memory = costs[1].time_over, costs[1].memory_over
+            worst = np.maximum(worst, [over.median if over else np.nan, memory, by_time])
+            cells = [", ".join(f"{1e3 * s:.0f}" for s in seconds), over, f"{by_time:.2f}"]
+            cells += [", ".join(f"{m:.1f}" for m in megabytes), f"{memory:.3f}"]
+            label = f"{features} features, {heads} for {heads // group}, {name}"
+            rows.append([label, *cells, f"{by_memory:.2f}"])
+    lengths, at = ", ".join(map(str, sizes)), f"over jax.nn's at {sizes[1]}"
+    header = ["features, heads", "ms", at, "exponent", "temporaries, MB", at, "exponent"]
+    report.add(f"Against the length, n = {lengths}", header, rows)
+    texts = f"all modes and heads, time {at}", f"their temporaries {at}", "exponent of time"
+    for text, target, measured in zip(texts, (1.0, 1 / 16, 2.1), worst.tolist(), strict=True):
+        report.claims.append(Claim(text, target, measured))
 
 
 def eager(report: Report, n: int, rounds: int) -> None:
@@ -194,5 +250,7 @@ def run(quick: bool) -> Report:
     text = f"Hessian-vector products over jax.nn's, n = {middle}"
     report.claims.append(Claim(text, 1.0, slowest))
     causal(report, large, FIRST_ORDER[:1] if quick else FIRST_ORDER, rounds)
+    lengths, longer = ((32, 64), ("forward",)) if quick else ((1024, 4096, 16384), AT_LENGTH)
+    at_length(report, lengths, longer, 3)
     eager(report, small, rounds)
     return report

@@ -24,9 +24,7 @@ OF_COMPILED_PROGRAMS = {
     "test_attention_accuracy",
     "test_attention_scores",
     "test_cluster",
-    "test_composition",
     "test_cross_entropy",
-    "test_debugging_modes",
     "test_divergences",
     "test_hostile_rows",
     "test_inspect_memory",
@@ -58,4 +56,4 @@ def pytest_collection_finish():
     """Spares the collector what the imports have left, and the short life of what is traced."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
+    gc.set_threshold(50_000, 10, 10)

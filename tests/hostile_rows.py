@@ -94,7 +94,9 @@ class Row:
         uniform = self.kept / L(count)
         mixed = (1 - L(smoothing)) * target + L(smoothing) * uniform
         missing = (target != 0) & ~self.kept & (smoothing != 1)
-        value = INF if missing.any() else np.sum(mixed * self.surprise())
+        # What is weighed may itself be more than the largest number.
+        beyond = (smoothing != 1) & (np.sum(target * self.surprise()) > np.finfo(np.float32).max)
+        value = INF if missing.any() or beyond else np.sum(mixed * self.surprise())
         gradient = np.sum(mixed) * self.sigma - np.where(self.kept, mixed, 0)
         hot = int(np.argmax(self.sigma))
         if self.is_plain and mixed[hot] == np.sum(mixed):  # exact where it cancels

@@ -83,6 +83,7 @@ def test_an_eager_call_transfers_nothing(name):
         jax.block_until_ready(ON_DEVICE[name](x, labels))
 
 
+@pytest.mark.as_compiled
 def test_a_fused_producer_does_not_miss_the_top():
     x = jnp.asarray([[3e10, 1e10, 2.9e10], [1e30, -1e30, 9e29]], jnp.float32)
     for f in (jsj.softmax, lambda x: jnp.exp(jsj.log_softmax(x))):

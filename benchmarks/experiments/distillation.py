@@ -187,8 +187,7 @@ def policy_programs(arm: str, steps: int) -> tuple[Callable, Callable]:
     def measured(x: jax.Array) -> jax.Array:
         wide = x.astype("float64")
         sigma, exact = jsj.softmax(wide), jax.grad(jsj.entropy)(wide)
-        reward = sigma @ REWARDS
-        error = relative_error(jax.grad(entropy)(x), exact)
+        reward, error = sigma @ REWARDS, relative_error(jax.grad(entropy)(x), exact)
         return jnp.stack([-reward - BONUS * jsj.entropy(wide), reward, sigma[0], error])
 
     return jax.jit(partial(jax.lax.fori_loop, 0, steps, step)), measured
@@ -257,9 +256,9 @@ def summarise(report: Report, rows: list[list], temperatures: tuple, gaps: tuple
             for arm in arms:
                 runs = {m: of_runs(rows, arm, at, setting, m) for m in MEASURES}
                 last = [f"{runs[m][:, -1].mean():.4g}" for m in MEASURES[:3]]
-                worst = f"{runs['gradient error'].max():.1e}"
-                first = f"{runs['gradient error'][:, 0].max():.1e}"
-                table.append([f"{setting} {at:g}, {arm}", *last, first, worst])
+                errors = runs["gradient error"]
+                worst = [f"{e.max():.1e}" for e in (errors[:, 0], errors)]
+                table.append([f"{setting} {at:g}, {arm}", *last, *worst])
         header = ["", *names, "error at the start", "worst error"]
         report.add(f"After the last step, means over the seeds, by {setting}", header, table)
         worst = max(
@@ -272,14 +271,9 @@ def summarise(report: Report, rows: list[list], temperatures: tuple, gaps: tuple
 def draw(rows: list[list], temperatures: tuple, gaps: tuple) -> Figure:
     figure = Figure(figsize=(11, 6), layout="constrained")
     panels = figure.subplots(2, 3)
-    for line, (setting, arms, settings, label) in zip(
-        panels,
-        (
-            ("temperature", KL, temperatures, "temperature"),
-            ("gap", ENTROPY, gaps, "gap at the start, nats"),
-        ),
-        strict=True,
-    ):
+    of_policies = ENTROPY, gaps, "gap at the start, nats"
+    of = {"temperature": (KL, temperatures, "temperature"), "gap": of_policies}
+    for line, (setting, (arms, settings, label)) in zip(panels, of.items(), strict=True):
         for axes, measure in zip(line, ("gradient error", "loss", "quality"), strict=True):
             for (arm, _), style in zip(arms.items(), ("o-", "s--", "^:", "d-."), strict=False):
                 runs = [of_runs(rows, arm, at, setting, measure) for at in settings]
