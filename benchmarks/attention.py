@@ -137,7 +137,7 @@ class Cost(NamedTuple):
 
 
 def cost(name: str, x: Arrays, beside_jax: bool, rounds: int) -> Cost:
-    attentions = {"ours": dot_product_attention}
+    attentions: dict[str, Callable] = {"ours": dot_product_attention}
     if beside_jax:
         attentions["jax.nn"] = jax.nn.dot_product_attention
     programs = {peer: compiled(f, name, x) for peer, f in attentions.items()}

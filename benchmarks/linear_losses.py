@@ -24,6 +24,7 @@ from benchmarks._harness import (
     temp_bytes,
     time_in_turn,
 )
+from benchmarks._hlo import multiplications
 
 SHAPES = [(512, 64, 16384), (1024, 256, 32768), (512, 512, 50257)]  # N, D, V
 QUICK_SHAPES = [(64, 16, 1024)]
@@ -170,8 +171,28 @@ def growth(report: Report, vocabularies: list[int]) -> None:
     )
 
 
+def products(report: Report) -> None:
+    """How often a program multiplies N·D·V numbers, read from its HLO."""
+    N, D, V = 64, 128, 4096
+    rows, labels, tangents = problem(N, D, V)
+
+    def in_blocks(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+        return jsj.linear_cross_entropy(
+            hidden, kernel, labels, reduction="mean", block_size=V // 16
+        )
+
+    cells = []
+    for name in modes(plain):
+        programs = (
+            jax.jit(modes(f)[name]).lower(rows, labels, tangents) for f in (in_blocks, plain)
+        )
+        counts = (multiplications(p.compile().as_text() or "") / (N * D * V) for p in programs)
+        cells.append([name, *(f"{count:.1f}" for count in counts)])
+    report.add("Products of matrices in a program", ["", "jaxsoftjac", "plain"], cells)
+
+
 def run(quick: bool) -> Report:
-    """All modes at every shape, then memory against the size of the vocabulary."""
+    """All modes at every shape, memory against the size of the vocabulary, and the products."""
     report = Report("linear_losses")
     known: dict[str, tuple[Any, Callable]] = {
         "torch": (optional_peer("torch", report), torch_call),
@@ -181,6 +202,7 @@ def run(quick: bool) -> Report:
     shapes = QUICK_SHAPES if quick else SHAPES
     ratios = {shape: compare(report, shape, 3 if quick else 9, peers) for shape in shapes}
     growth(report, VOCABULARIES[:1] if quick else VOCABULARIES)
+    products(report)
     hvps = [name for name in next(iter(ratios.values())) if name != "gradient"]
     for i, (what, of_gradient, of_others) in enumerate(
         (("time", 1.0, 1.1), ("memory", 1 / 4, 1 / 3))

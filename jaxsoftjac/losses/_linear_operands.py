@@ -82,12 +82,17 @@ def checked_operands(operands: Operands, axis_name: str | None, of: str = "") ->
 
 
 def _origin(bias: jax.Array, axis_name: str | None) -> jax.Array:
-    """The largest finite bias: measured from it, biases of any size leave the logits exact."""
+    """The largest finite bias: measured from it, biases of any size leave the logits exact.
+
+    It is 0 where the smallest would be beyond the lowest number, and its class excluded.
+    """
     bias = lax.stop_gradient(bias)
-    lowest = float(jnp.finfo(bias.dtype).min)
-    top = jnp.max(jnp.where(jnp.isfinite(bias), bias, lowest))
-    top = top if axis_name is None else lax.pmax(top, axis_name)
-    return jnp.where(top == lowest, 0, top)
+    highest = float(jnp.finfo(bias.dtype).max)
+    top = jnp.max(jnp.where(jnp.isfinite(bias), bias, -highest))
+    depth = jnp.max(jnp.where(jnp.isfinite(bias), -bias, -highest))
+    if axis_name is not None:
+        top, depth = lax.pmax((top, depth), axis_name)
+    return jnp.where((top == -highest) | jnp.isinf(top + depth), 0, top)
 
 
 def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:

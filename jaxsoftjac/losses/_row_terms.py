@@ -261,8 +261,8 @@ def uniform_target(x: jax.Array, classes: ClassAxes) -> jax.Array:
 def _of_kept(x: jax.Array, top: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax.Array]:
     """The uniform target of the classes that are not excluded, and the mean of top − x over it."""
     kept = lax.stop_gradient((x != -jnp.inf).astype(x.dtype))
-    down = jnp.where(x == -jnp.inf, 0, -depth(x, top))
+    half = jnp.where(x == -jnp.inf, 0, -depth(x / 2, top / 2))  # finite, as the mean is
     width = max(1, x.shape[classes.axes[0]])  # the sum of what is large could overflow
-    descent, count = classes.sums(down / width, kept)
+    descent, count = classes.sums(half / width, kept)
     count = jnp.maximum(count, 1)
-    return kept / count, descent * (width / count)
+    return kept / count, descent * (2 * width / count)

@@ -179,6 +179,23 @@ def test_a_common_bias_costs_no_digits(offset, reduction):
         assert abs(float(jnp.sum(gradient))) < 2e-6 * np.abs(sigma).sum()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_a_class_that_is_as_far_below_as_numbers_go_is_not_excluded(smoothing):
+    x = np.float32([2e38, -1.9e38, 0])
+    value = (1 - smoothing) * 2e38 + smoothing * (2e38 - 1e37 / 3)
+    gradient = np.array([1, 0, smoothing - 1]) - smoothing / 3
+
+    def loss(x):
+        return jsj.cross_entropy(x, 2, label_smoothing=smoothing)
+
+    for found in (
+        jax.jit(jax.value_and_grad(loss))(x),
+        linear(2, x, label_smoothing=smoothing, block_size=2),
+    ):
+        np.testing.assert_allclose(found[0], value, rtol=1e-6)
+        np.testing.assert_allclose(found[1], gradient, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["label_smoothing", "z_loss"])
 def test_options_may_be_traced_and_have_a_derivative(name):
     x = jnp.asarray([[0, 1, 2.5], [3, -1, 0]], jnp.float32)
