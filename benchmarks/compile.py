@@ -71,9 +71,9 @@ def imports(report: Report, rounds: int) -> None:
     code = f"import time, jax; t = {clock}; import jaxsoftjac; print({clock} - t)"
     command = [sys.executable, "-c", code]
     with tempfile.TemporaryDirectory() as folder:
-        cached = {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        env = os.environ | {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
         _, *seconds = (
-            float(subprocess.run(command, env=os.environ | cached, capture_output=True).stdout)
+            float(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
             for _ in range(1 + rounds)
         )
     median = 1e3 * float(np.median(seconds))

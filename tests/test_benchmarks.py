@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are not part of the installed package
 
-from benchmarks import _harness  # noqa: E402
+from benchmarks import _harness, _hlo  # noqa: E402
 from benchmarks.__main__ import SUBJECTS, main  # noqa: E402
 
 pytestmark = pytest.mark.once
@@ -163,6 +163,15 @@ def test_a_peer_that_is_not_installed_is_named():
     report = _harness.Report("functions")
     assert _harness.optional_peer("no_such_peer", report) is None
     assert "no_such_peer: not installed" in str(report)
+
+
+def test_products_of_matrices_are_counted_in_every_round_of_a_loop():
+    def repeated(a, b):
+        return jax.lax.scan(lambda c, _: (c @ b, None), a @ b, None, length=5)[0] @ b.T
+
+    shapes = [jax.ShapeDtypeStruct(shape, jax.numpy.float32) for shape in ((4, 8), (8, 8))]
+    text = jax.jit(repeated).lower(*shapes).compile().as_text()
+    assert _hlo.multiplications(text) == 7 * 4 * 8 * 8
 
 
 def test_the_limit_moves_the_bytes_it_is_given():

@@ -74,7 +74,7 @@ def test_logsumexp_and_entropy_with_their_gradients(K, dtype, masked):
             agree(entropy[i], value, dtype, spread_of(row), label)
         if not row.has_nan and not row.has_inf:
             # The top and the logarithm are of opposite sign where they are nearly as large.
-            rounding = 2 * U * min(float(np.abs(row.x[row.kept]).max(initial=0)), 8)
+            rounding = 2 * U * abs(float(row.x.max())) if row.is_plain else 0
             agree(lse[i], row.log_normalizer, dtype, 0, label, rounding)
             agree(sigma[i], row.sigma, dtype, spread_of(row), label)
             if not 0 < np.abs(slope).sum() < 2.0**-110:

@@ -92,7 +92,8 @@ def _origin(bias: jax.Array, axis_name: str | None) -> jax.Array:
     depth = jnp.max(jnp.where(jnp.isfinite(bias), -bias, -highest))
     if axis_name is not None:
         top, depth = lax.pmax((top, depth), axis_name)
-    return jnp.where((top == -highest) | jnp.isinf(top + depth), 0, top)
+    is_beyond = top / 2 + depth / 2 > highest / 2  # by halves, which do not overflow
+    return jnp.where((top == -highest) | is_beyond, 0, top)
 
 
 def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Operands:
