@@ -28,7 +28,9 @@ def checked_data(
     _check_values("features", x)
     num_classes = None if num_classes is None else as_count("num_classes", num_classes, 1)
     labels, num_classes = _checked_labels(labels, x.shape[0], num_classes)
-    weights = jnp.ones(x.shape[:1], x.dtype) if weights is None else as_real("weights", weights)
+    if weights is None:
+        return x, labels, jnp.ones(x.shape[:1], x.dtype), num_classes
+    weights = as_real("weights", weights)
     if weights.shape != x.shape[:1]:
         raise ValueError(f"`weights` must have shape {x.shape[:1]}, got {weights.shape}")
     _check_values("weights", weights, least=0)
@@ -114,7 +116,13 @@ def _check_values(name: str, a: jax.Array, least: float | None = None) -> None:
 def _extremes(a: jax.Array) -> tuple[float, float]:
     """The least and the greatest value, also of constants under `jit`; NaN if there is any."""
     with jax.ensure_compile_time_eval():
-        return jnp.min(a).item(), jnp.max(a).item()
+        least, greatest = _extreme_values(a)
+        return least.item(), greatest.item()
+
+
+@jax.jit
+def _extreme_values(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.min(a), jnp.max(a)
 
 
 def _is_known(a: Any) -> bool:

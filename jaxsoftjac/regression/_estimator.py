@@ -3,14 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from jaxsoftjac.functions import log_softmax
 from jaxsoftjac.regression._arguments import Solver
 from jaxsoftjac.regression._fit import fit_softmax_regression
 
@@ -54,6 +53,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     intercept_: np.ndarray
     n_iter_: np.ndarray
     converged_: bool
+    set_fit_request: Any
+    """Whether `fit` is to get `sample_weight` from a meta-estimator, by metadata routing."""
+    set_score_request: Any
+    """Whether `score` is to get `sample_weight` from a meta-estimator, by metadata routing."""
 
     def __init__(
         self,
@@ -121,7 +124,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         if len(self.classes_) == 2:
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
         with jax.enable_x64(True):
-            return np.asarray(logits - logsumexp(jnp.asarray(logits), axis=1, keepdims=True))
+            return np.asarray(log_softmax(logits, axis=1))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities [N, K]."""

@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import checked_number
 from jaxsoftjac.functions import log_softmax
-from jaxsoftjac.losses import cross_entropy
 from jaxsoftjac.regression._arguments import (
     Solver,
     check_options,
@@ -205,15 +204,9 @@ def _fit(
     shares = weights / jnp.maximum(total, jnp.finfo(x.dtype).tiny)
     problem, scaling = scaled(x, labels, shares, l2, K)
     first = None if start is None else lax.stop_gradient(scaling.theta(start.kernel, start.bias))
-    theta, (iterations, ended, moves) = _solution(problem, first, tol, solver, steps)
+    theta, (iterations, ended, moves, gradient) = _solution(problem, first, tol, solver, steps)
     kernel, bias = scaling.coefficients(theta)
-
-    def objective(kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        logits = jnp.dot(x, kernel, precision="highest") + bias[None]
-        penalty = l2 * jnp.sum(kernel * jnp.where(l2 > 0, kernel, 0))
-        return jnp.sum(shares * cross_entropy(logits, labels)) + penalty / 2
-
-    loss, gradient = jax.value_and_grad(objective, (0, 1))(kernel, bias)
+    by_coefficients = jax.linear_transpose(scaling.theta, kernel, bias)(gradient)
     separated = (moves > _FAR) & (l2 == 0)
     errors = None
     if standard_errors:
@@ -223,8 +216,8 @@ def _fit(
     return FittedRegression(
         kernel,
         bias,
-        loss,
-        optax.tree.norm(gradient),
+        problem.objective(theta),
+        optax.tree.norm(by_coefficients),
         iterations.astype(jnp.int32),
         (ended > 0) & ~separated,
         errors,
@@ -234,7 +227,7 @@ def _fit(
 
 def _solution(
     problem: Problem, start: jax.Array | None, tol: jax.Array, solver: Solver, steps: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """θ where the gradient is 0, a differentiable function of the problem, and how it went."""
     shape, held = (problem.classes, problem.x.shape[1]), lax.stop_gradient(problem[:4])
     constant = Problem(*held, problem.classes)
@@ -246,7 +239,7 @@ def _solution(
         if solver == "lbfgs":  # its directions are too rough to tell
             newton, unset = newton_cg(constant)
             end = end._replace(next_step=-newton(end.gradient, end.theta, unset)[0])
-        told = end.iterations, end.converged, way_to_go(constant, end)
+        told = end.iterations, end.converged, way_to_go(constant, end), end.gradient
         return end.theta, tuple(a.astype(theta.dtype) for a in told)  # which have a derivative, 0
 
     guess = jnp.zeros(shape, problem.x.dtype) if start is None else start

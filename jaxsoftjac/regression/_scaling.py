@@ -30,8 +30,7 @@ class Scaling(NamedTuple):
         """θ of kernel and bias, that of constant features 0."""
         varies = self.factor > 0
         scaled = jnp.where(varies, 1 / jnp.where(varies, self.factor, 1), 0)[:, None] * kernel
-        shift = (self.mean * self.factor) @ scaled
-        return jnp.append(scaled, (bias + shift)[None] / self.bias_factor, axis=0).T
+        return jnp.append(scaled, (bias + self.mean @ kernel)[None] / self.bias_factor, axis=0).T
 
 
 def scaled(

@@ -70,6 +70,15 @@ def test_the_answers_of_a_peer(classes, class_weight):
         np.testing.assert_allclose(penalty.coef_, ours.coef_, atol=1e-8)
 
 
+def test_log_probabilities_of_certain_predictions_keep_their_digits():
+    model = SoftmaxRegression().fit(X, NAMES)
+    logits = np.longdouble(model.decision_function(20 * X))
+    below = np.sort(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1)[:, :-1].sum(axis=1)
+    actual = model.predict_log_proba(20 * X).max(axis=1)
+    assert below.min() < 1e-20
+    np.testing.assert_allclose(actual, np.float64(-np.log1p(below)), rtol=1e-12)
+
+
 def test_frames_pipelines_searches_and_pickles():
     frame = pd.DataFrame(X, columns=["a", "b", "c", "d"])
     search = GridSearchCV(

@@ -144,9 +144,10 @@ def test_the_table_in_both_gauges():
 
 @pytest.mark.skipif(not EXACT, reason="six digits")
 def test_the_figures_of_statsmodels():
-    models = pytest.importorskip("statsmodels.discrete.discrete_model")
+    from statsmodels.discrete.discrete_model import MNLogit  # slow to import
+
     design = np.concatenate([X, np.ones((N, 1))], axis=1)
-    theirs = models.MNLogit(LABELS, design).fit(disp=0, method="newton", tol=1e-14)
+    theirs = MNLogit(LABELS, design).fit(disp=0, method="newton", tol=1e-14)
     fit = fit_softmax_regression(X, LABELS, l2=0.0, num_classes=K)
     ours = summarise_softmax_regression(fit, X, LABELS)
     pairs = (
