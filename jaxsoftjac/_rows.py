@@ -164,6 +164,11 @@ def depth(row: jax.Array, top: jax.Array) -> jax.Array:
     return jnp.minimum(row, float(jnp.finfo(row.dtype).max)) - top
 
 
+def half_depth(row: jax.Array, top: jax.Array) -> jax.Array:
+    """Half of the depth, which is finite where the logits are."""
+    return depth(0.5 * row, 0.5 * top)
+
+
 def largest(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """The largest of each row, +∞ where one is NaN.
 

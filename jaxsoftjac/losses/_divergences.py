@@ -23,6 +23,7 @@ from jaxsoftjac._rows import (
     class_logits,
     depth,
     exp_depth,
+    half_depth,
     nan_unless,
     statistics,
     statistics_and_sums,
@@ -245,7 +246,8 @@ def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
     mass = jnp.exp(jnp.minimum(depth(x, x_top) - (mean + y_log), _HIGHEST))
     terms = jnp.where(is_small, p * _excess_of_exp(jnp.where(is_small, d, 0)), mass - p * (1 + d))
     excess = classes.sum(terms)
-    is_near, shift = excess < 1, x_log - y_log
+    is_near = jnp.abs(excess) < 1  # far below 0 where the bound on an exponential told
+    shift = x_log - y_log
     value = jnp.where(is_near, jnp.log1p(jnp.minimum(excess, 1)), shift - far_mean)
     # Whichever is rounded less; without a class that the target has, the sum is not that of all.
     is_shift_exact = is_missing | (x_log + y_log < jnp.abs(d) + value)
@@ -261,8 +263,7 @@ def _half_difference(x: jax.Array, y: jax.Array, x_top: jax.Array, y_top: jax.Ar
     may be beyond the largest number. Where the target has no weight, nothing depends on it.
     """
     lowest = float(jnp.finfo(x.dtype).min)
-    x_depth = depth(0.5 * jnp.maximum(x, lowest), 0.5 * x_top)
-    half = x_depth - 0.5 * jnp.maximum(depth(y, y_top), LOWEST)
+    half = half_depth(jnp.maximum(x, lowest), x_top) - 0.5 * jnp.maximum(depth(y, y_top), LOWEST)
     x, y, x_top, y_top = (jnp.clip(a, -_LARGE, _LARGE) for a in (x, y, x_top, y_top))
     (difference, lost), (shift, shift_lost) = _two_difference(x, y), _two_difference(x_top, y_top)
     exact = (difference - shift) + (lost - shift_lost)

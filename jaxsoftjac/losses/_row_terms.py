@@ -20,6 +20,7 @@ from jaxsoftjac._rows import (
     depth,
     exp_depth,
     first_class,
+    half_depth,
     is_label,
     statistics,
     top_of,
@@ -133,9 +134,9 @@ def target_terms(x: jax.Array, target: jax.Array, classes: ClassAxes, asked: Ask
     top, rest = statistics(x, classes)
     log_rest = log1p_rest(rest)
     counts = target != 0
-    down = jnp.where(counts, -depth(x, top), 0)
-    descent, total, size = classes.sums(target * down, target, jnp.abs(target))
-    surprise = jnp.where(size != 0, descent + log_rest * total, 0)
+    half = jnp.where(counts, -half_depth(x, top), 0)
+    descent, total, size = classes.sums(target * half, target, jnp.abs(target))
+    surprise = jnp.where(size != 0, 2 * descent + log_rest * total, 0)
     return Terms(surprise, *_asked_terms(x, log_rest, classes, asked))
 
 
@@ -167,8 +168,8 @@ def _target_pushforward(
         pushed = slopes.surprise * kept
     if target_tangent is not None:
         top, rest = statistics(x, classes)
-        surprise = jnp.where(x == -jnp.inf, 0, log1p_rest(rest) - depth(x, top))
-        pushed = pushed + target_tangent * surprise
+        half = jnp.where(x == -jnp.inf, 0, 0.5 * log1p_rest(rest) - half_depth(x, top))
+        pushed = pushed + 2 * (target_tangent * half)
     along = _asked_pushforward(x_tangent, x, slopes.sigma, classes, asked)
     return Terms(classes.sum(pushed), *along)
 
@@ -261,7 +262,7 @@ def uniform_target(x: jax.Array, classes: ClassAxes) -> jax.Array:
 def _of_kept(x: jax.Array, top: jax.Array, classes: ClassAxes) -> tuple[jax.Array, jax.Array]:
     """The uniform target of the classes that are not excluded, and the mean of top − x over it."""
     kept = lax.stop_gradient((x != -jnp.inf).astype(x.dtype))
-    half = jnp.where(x == -jnp.inf, 0, -depth(x / 2, top / 2))  # finite, as the mean is
+    half = jnp.where(x == -jnp.inf, 0, -half_depth(x, top))
     width = max(1, x.shape[classes.axes[0]])  # the sum of what is large could overflow
     descent, count = classes.sums(half / width, kept)
     count = jnp.maximum(count, 1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftjac._row_functions import log1p_rest
-from jaxsoftjac._rows import LAST, depth, exp_depth
+from jaxsoftjac._rows import LAST, exp_depth, half_depth
 from jaxsoftjac.losses._running import (
     Running,
     Shares,
@@ -47,6 +47,8 @@ class TargetConstants(NamedTuple):
 
 
 class _Sums(NamedTuple):
+    """Fall and lead are halves, which stay finite where differences of logits do not."""
+
     fall: jax.Array
     lead: jax.Array
     lost: jax.Array
@@ -56,7 +58,7 @@ class TargetSummary(NamedTuple):
     """Of the classes seen so far; its sums weigh a class by exp(t − top), t its teacher's logit."""
 
     row: Running  # the teacher's
-    anchor: jax.Array  # the student's logit of the teacher's top class
+    anchor: jax.Array  # half the student's logit of the teacher's top class
     sums: _Sums
 
 
@@ -67,12 +69,12 @@ def target_summary(z: jax.Array, t: jax.Array, student: Running) -> TargetSummar
     mean of those that are, is a number like any other to measure from.
     """
     row, kept = running(t), z != -jnp.inf
-    weight, finite = exp_depth(t, row.top), jnp.where(kept, z, 0)
+    weight, finite = exp_depth(t, row.top), jnp.where(kept, 0.5 * z, 0)
     is_near = lax.stop_gradient(weight > 0.75)
     count = LAST.sum(is_near.astype(z.dtype))
     anchor = LAST.sum(jnp.where(is_near, finite, 0)) / jnp.maximum(count, 1)
     of_kept = jnp.where(kept, weight, 0)
-    fall = LAST.sum(of_kept * jnp.where(kept, -depth(z, student.top), 0))
+    fall = LAST.sum(of_kept * jnp.where(kept, -half_depth(z, student.top), 0))
     lead = LAST.sum(of_kept * jnp.where(is_near & (count == 1), 0, anchor - finite))
     return TargetSummary(row, anchor, _Sums(fall, lead, LAST.sum(jnp.where(kept, 0, weight))))
 
@@ -109,7 +111,7 @@ def _measured_from(
     fall, lead, lost = target.sums
     scale = jnp.exp(target.row.top - teacher_top)
     mass = scale * (1 + target.row.rest - lost)
-    rise = jnp.where(student.rest < 0, 0, top - student.top)
+    rise = jnp.where(student.rest < 0, 0, -half_depth(student.top, top))
     return _Sums(
         scale * fall + rise * mass,
         scale * lead + (anchor - target.anchor) * mass,
@@ -123,7 +125,7 @@ def target_terms(
     """The cross-entropy of a student of this `rest`, the terms and the constants."""
     row = target.row
     fall, lead, lost = (a / (1 + row.rest) for a in target.sums)
-    lost = lax.stop_gradient(lost)
+    fall, lead, lost = 2 * fall, 2 * lead, lax.stop_gradient(lost)
     surprise = fall + (1 - lost) * log1p_rest(rest) + jnp.where(lost > 0, jnp.inf, 0)
     lead = jnp.where(has_tail(row.rest), lead, 0)
     return surprise, TargetTerms(tail_of(row), row.rest, fall, lead), TargetConstants(row.top, lost)
@@ -159,8 +161,8 @@ def slopes_by_teacher(
         z != -jnp.inf,
         constants.lost,
     )
-    beyond = jnp.where(kept, -depth(z, top), 0) - terms.fall
-    fall = p.sigma * jnp.where(p.is_hot & (lost == 0), -terms.lead, beyond)
+    beyond = jnp.where(kept, -half_depth(z, top), 0) - 0.5 * terms.fall
+    fall = 2 * (p.sigma * jnp.where(p.is_hot & (lost == 0), -0.5 * terms.lead, beyond))
     surprise = fall + p.sigma * log1p_rest(rest) * (lost - jnp.where(kept, 0, 1))
     lead = jnp.where(has_tail(terms.rest), fall, 0)
     return surprise, TargetTerms(tail_slope(p, terms.rest), p.unnormalized, fall, lead)

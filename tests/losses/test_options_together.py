@@ -196,6 +196,46 @@ def test_a_class_that_is_as_far_below_as_numbers_go_is_not_excluded(smoothing):
         np.testing.assert_allclose(found[1], gradient, atol=1e-6)
 
 
+FAR = np.float32([[3e38, -3e38, 1, 2], [2e38, -2e38, -1.9e38, 2e38]])
+TEACHER = jnp.asarray([[0, -200, 0, -1], [1, -1e4, 0, 0]], jnp.float32)
+CLASS_WEIGHTS = jnp.asarray([1, 0.5, 2, 1], jnp.float32)
+SMOOTHED = 0.9 * np.eye(4)[[0, 3]] + 0.1 / 4
+LIKELY = np.asarray(jax.nn.softmax(TEACHER), np.float64)
+
+
+def of_a_teacher(x, block_size):
+    examples = jnp.eye(2, dtype=jnp.float32)
+    target = jsj.losses.LinearTarget(examples, TEACHER)
+    return jsj.linear_cross_entropy(examples, x, target, block_size=block_size)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (lambda x: jsj.cross_entropy(x, jax.nn.softmax(TEACHER)), LIKELY),
+        (lambda x: jsj.kl_divergence(x, TEACHER), LIKELY),  # whose entropy is rounded away
+        (lambda x: of_a_teacher(x, 4), LIKELY),
+        (lambda x: of_a_teacher(x, 2), LIKELY),
+        (
+            lambda x: jsj.cross_entropy(
+                x, jnp.array([0, 3]), label_smoothing=0.1, class_weights=CLASS_WEIGHTS
+            ),
+            SMOOTHED * np.asarray(CLASS_WEIGHTS),
+        ),
+    ],
+    ids=["probabilities", "divergence", "teacher", "teacher in blocks", "class weights"],
+)
+def test_targets_of_classes_further_apart_than_numbers_go(loss, target):
+    """Where the mean is a number, so is the loss."""
+    logits = np.float64(FAR)
+    log_sigma = logits - logits.max(-1, keepdims=True)
+    log_sigma -= np.log(np.exp(log_sigma).sum(-1, keepdims=True))
+    value, pullback = jax.vjp(jax.jit(loss), jnp.asarray(FAR))
+    np.testing.assert_allclose(value, -(target * log_sigma).sum(-1), rtol=1e-6)
+    slopes = target.sum(-1, keepdims=True) * np.exp(log_sigma) - target
+    np.testing.assert_allclose(pullback(jnp.ones(2, jnp.float32))[0], slopes, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["label_smoothing", "z_loss"])
 def test_options_may_be_traced_and_have_a_derivative(name):
     x = jnp.asarray([[0, 1, 2.5], [3, -1, 0]], jnp.float32)
