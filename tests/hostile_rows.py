@@ -34,6 +34,7 @@ def rows(random, count, K, dtype):
         lambda: np.where(random.random(K) < 0.7, -INF, random.normal(size=K)),
         lambda: np.full(K, -INF),
         lambda: random.choice([0.0, 0.0, 1e-38, -1e-38, 88.0, -104.0], K),
+        lambda: random.choice([3e38, 1e38, 0, -2e38, -3e38], K),
     ]
     with np.errstate(all="ignore"):
         x = np.stack([styles[i % len(styles)]() for i in range(count)]).astype(dtype)
@@ -70,11 +71,15 @@ class Row:
             self.sigma, self.log_sigma = e / (1 + rest), depth - np.log1p(rest)
             self.log_normalizer = self.x[top] + np.log1p(rest)
 
+    def normal_sigma(self):
+        """σ, but 0 below the smallest normal number of float32, as processors have it."""
+        return np.where(self.sigma < np.finfo(np.float32).tiny, 0, self.sigma)
+
     def product(self, v):
         """Jv, exact also where it cancels."""
-        d = v - v[int(np.argmax(self.sigma))]
-        d = np.where(self.sigma > 0, d, 0)
-        return self.sigma * (d - np.sum(self.sigma * d))
+        sigma = self.normal_sigma()
+        d = np.where(sigma > 0, v - v[int(np.argmax(sigma))], 0)
+        return sigma * (d - np.sum(sigma * d))
 
     def softmax(self):
         if self.is_empty:
@@ -95,8 +100,10 @@ class Row:
         mixed = (1 - L(smoothing)) * target + L(smoothing) * uniform
         missing = (target != 0) & ~self.kept & (smoothing != 1)
         # What is weighed may itself be more than the largest number.
-        beyond = (smoothing != 1) & (np.sum(target * self.surprise()) > np.finfo(np.float32).max)
-        value = INF if missing.any() or beyond else np.sum(mixed * self.surprise())
+        largest, surprise = np.finfo(np.float32).max, self.surprise()
+        beyond = (smoothing != 1) & (np.sum(target * surprise) > largest)
+        beyond |= (smoothing != 0) & (np.sum(uniform * surprise) > largest)
+        value = INF if missing.any() or beyond else np.sum(mixed * surprise)
         gradient = np.sum(mixed) * self.sigma - np.where(self.kept, mixed, 0)
         hot = int(np.argmax(self.sigma))
         if self.is_plain and mixed[hot] == np.sum(mixed):  # exact where it cancels

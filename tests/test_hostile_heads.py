@@ -10,6 +10,7 @@ from helpers import U
 from hostile_rows import IGNORED, OPTIONS, ROWS, SIZES, agree, cases, check_losses, spread_of
 
 import jaxsoftjac as jsj
+from jaxsoftjac.losses import LinearTarget
 
 pytestmark = pytest.mark.once
 
@@ -31,6 +32,33 @@ def test_linear_cross_entropy(K, options):
     both = jax.jit(jax.vmap(jax.value_and_grad(loss)))(x, jnp.asarray(labels))
     rounding = 4 * U if "label_smoothing" in options else 0  # σ less the uniform share
     check_losses(*both, x, labels, oracle, options, rounding)
+
+
+@pytest.mark.parametrize("K", SIZES)
+def test_a_linear_target(K):
+    """The rows are the bias of the student, and in another order of the teacher."""
+    x, _, _, oracle = cases(K, "float32", False)
+    y, teachers = jnp.roll(x, 1, 0), [oracle[i - 1] for i in range(len(oracle))]
+
+    def loss(x, y):
+        hidden, kernel = jnp.zeros((1, 1), jnp.float32), jnp.zeros((1, K), jnp.float32)
+        target = LinearTarget(hidden, kernel, bias=y)
+        return jsj.linear_cross_entropy(hidden, kernel, target, bias=x, block_size=4)[0]
+
+    both = jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 1))))(x, y)
+    x, y, values, (by_student, by_teacher) = jax.device_get((x, y, *both))
+    for i, (row, teacher) in enumerate(zip(oracle, teachers, strict=True)):
+        label = f"row {i}: {x[i]}, {y[i]}"
+        if not (row.is_plain and teacher.is_plain):
+            continue
+        value, gradient = row.cross_entropy(teacher.normal_sigma(), 0, 0)
+        spread = spread_of(row) + spread_of(teacher)
+        agree(values[i], value, "float32", spread, label)
+        if np.isfinite(value):
+            agree(by_student[i], gradient, "float32", spread, label, U)
+        if value < 1e30:
+            exact = teacher.product(row.surprise())
+            agree(by_teacher[i], exact, "float32", spread, label, 64 * U * float(value))
 
 
 @pytest.mark.parametrize("K", SIZES)

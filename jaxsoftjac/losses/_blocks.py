@@ -81,8 +81,14 @@ class Layout(NamedTuple):
     @property
     def share(self) -> float:
         """A power of two, at most one over the number of classes: sums of shares are finite."""
+        return 2 * self.unit
+
+    @property
+    def unit(self) -> float:
+        """Half of a share: sums of differences of logits in this unit are finite."""
         slices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
-        return 2.0 ** -math.ceil(math.log2(slices * (self.first + self.blocks * self.size)))
+        classes = slices * (self.first + self.blocks * self.size)
+        return 2.0 ** -(1 + math.ceil(math.log2(classes)))
 
 
 def checkpointed(visit: Callable[..., Any]) -> Callable[..., Any]:

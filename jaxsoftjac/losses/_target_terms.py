@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftjac._row_functions import log1p_rest
-from jaxsoftjac._rows import LAST, exp_depth, half_depth
+from jaxsoftjac._rows import LAST, depth, exp_depth, half_depth
 from jaxsoftjac.losses._running import (
     Running,
     Shares,
@@ -47,7 +47,7 @@ class TargetConstants(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Fall and lead are halves, which stay finite where differences of logits do not."""
+    """Fall and lead are in a unit in which sums of differences of logits are finite."""
 
     fall: jax.Array
     lead: jax.Array
@@ -58,45 +58,49 @@ class TargetSummary(NamedTuple):
     """Of the classes seen so far; its sums weigh a class by exp(t − top), t its teacher's logit."""
 
     row: Running  # the teacher's
-    anchor: jax.Array  # half the student's logit of the teacher's top class
+    anchor: jax.Array  # the student's logit of the teacher's top class, in the same unit
     sums: _Sums
 
 
-def target_summary(z: jax.Array, t: jax.Array, student: Running) -> TargetSummary:
-    """The summary of one block, whose statistics of z are `student`.
+def target_summary(z: jax.Array, t: jax.Array, student: Running, unit: float) -> TargetSummary:
+    """The summary of one block, whose statistics of z are `student`; numbers times `unit`.
 
     A class that will be hot is the only one near the top of its block. Otherwise the anchor, the
     mean of those that are, is a number like any other to measure from.
     """
     row, kept = running(t), z != -jnp.inf
-    weight, finite = exp_depth(t, row.top), jnp.where(kept, 0.5 * z, 0)
+    weight, finite = exp_depth(t, row.top), jnp.where(kept, unit * z, 0)
     is_near = lax.stop_gradient(weight > 0.75)
     count = LAST.sum(is_near.astype(z.dtype))
     anchor = LAST.sum(jnp.where(is_near, finite, 0)) / jnp.maximum(count, 1)
     of_kept = jnp.where(kept, weight, 0)
-    fall = LAST.sum(of_kept * jnp.where(kept, -half_depth(z, student.top), 0))
+    fall = LAST.sum(of_kept * jnp.where(kept, -depth(unit * z, unit * student.top), 0))
     lead = LAST.sum(of_kept * jnp.where(is_near & (count == 1), 0, anchor - finite))
     return TargetSummary(row, anchor, _Sums(fall, lead, LAST.sum(jnp.where(kept, 0, weight))))
 
 
 def merged_targets(
-    a: TargetSummary, b: TargetSummary, students: tuple[Running, Running], top: jax.Array
+    a: TargetSummary,
+    b: TargetSummary,
+    students: tuple[Running, Running],
+    top: jax.Array,
+    unit: float,
 ) -> TargetSummary:
     """The summary of both, whose largest logit of the student is `top`."""
     row = merged(a.row, b.row)
     anchor = jnp.where(a.row.top >= b.row.top, a.anchor, b.anchor)
     parts = zip((a, b), students, strict=True)
-    sums = (_measured_from(part, of_z, top, row.top, anchor) for part, of_z in parts)
+    sums = (_measured_from(part, of_z, top, row.top, anchor, unit) for part, of_z in parts)
     return TargetSummary(row, anchor, jax.tree.map(jnp.add, *sums))
 
 
 def target_across(
-    target: TargetSummary, student: Running, top: jax.Array, axis_name: str
+    target: TargetSummary, student: Running, top: jax.Array, unit: float, axis_name: str
 ) -> TargetSummary:
     """The summary of all slices of the vocabulary; `student` is that of this one."""
     row, is_holder = across(target.row, axis_name)
     anchor = lax.psum(jnp.where(is_holder, target.anchor, 0), axis_name)
-    sums = _measured_from(target, student, top, row.top, anchor)
+    sums = _measured_from(target, student, top, row.top, anchor, unit)
     return TargetSummary(row, anchor, lax.psum(sums, axis_name))
 
 
@@ -106,12 +110,13 @@ def _measured_from(
     top: jax.Array,
     teacher_top: jax.Array,
     anchor: jax.Array,
+    unit: float,
 ) -> _Sums:
     """The sums of a part of the classes, from the tops and the anchor of more of them."""
     fall, lead, lost = target.sums
     scale = jnp.exp(target.row.top - teacher_top)
     mass = scale * (1 + target.row.rest - lost)
-    rise = jnp.where(student.rest < 0, 0, -half_depth(student.top, top))
+    rise = jnp.where(student.rest < 0, 0, -depth(unit * student.top, unit * top))
     return _Sums(
         scale * fall + rise * mass,
         scale * lead + (anchor - target.anchor) * mass,
@@ -120,12 +125,12 @@ def _measured_from(
 
 
 def target_terms(
-    target: TargetSummary, rest: jax.Array
+    target: TargetSummary, rest: jax.Array, unit: float
 ) -> tuple[jax.Array, TargetTerms, TargetConstants]:
     """The cross-entropy of a student of this `rest`, the terms and the constants."""
     row = target.row
     fall, lead, lost = (a / (1 + row.rest) for a in target.sums)
-    fall, lead, lost = 2 * fall, 2 * lead, lax.stop_gradient(lost)
+    fall, lead, lost = fall / unit, lead / unit, lax.stop_gradient(lost)
     surprise = fall + (1 - lost) * log1p_rest(rest) + jnp.where(lost > 0, jnp.inf, 0)
     lead = jnp.where(has_tail(row.rest), lead, 0)
     return surprise, TargetTerms(tail_of(row), row.rest, fall, lead), TargetConstants(row.top, lost)

@@ -90,7 +90,7 @@ def row_terms(
     def visit(start: Start, size: int, _: Head) -> _Summary:
         return _summary(both_logits(block_of(operands, start, size)), start, labels, layout)
 
-    summary = reduce_blocks(visit, _merged, Head(None), layout)
+    summary = reduce_blocks(visit, partial(_merged, layout=layout), Head(None), layout)
     return _terms(_across(summary, layout), operands.shared.origin, layout)
 
 
@@ -192,13 +192,14 @@ def _summary(logits: Logits, start: Any, labels: jax.Array | None, layout: Layou
         LAST.sum(jnp.where(kept, layout.share * z, 0)) if layout.mean else None,
         LAST.sum(kept.astype(z.dtype)) if layout.mean else None,
     )
-    return _Summary(row, sums, None if t is None else target_summary(z, t, row))
+    return _Summary(row, sums, None if t is None else target_summary(z, t, row, layout.unit))
 
 
-def _merged(a: _Summary, b: _Summary) -> _Summary:
+def _merged(a: _Summary, b: _Summary, layout: Layout) -> _Summary:
     row, target = merged(a.row, b.row), None
     if a.target is not None and b.target is not None:
-        target = merged_targets(a.target, b.target, (a.row, b.row), row.top)
+        students = a.row, b.row
+        target = merged_targets(a.target, b.target, students, row.top, layout.unit)
     return _Summary(row, jax.tree.map(jnp.add, a.sums, b.sums), target)
 
 
@@ -209,7 +210,7 @@ def _across(summary: _Summary, layout: Layout) -> _Summary:
         return summary
     row, _ = across(summary.row, name)
     if target is not None:
-        target = target_across(target, summary.row, row.top, name)
+        target = target_across(target, summary.row, row.top, layout.unit, name)
     return _Summary(row, lax.psum(summary.sums, name), target)
 
 
@@ -219,7 +220,7 @@ def _terms(summary: _Summary, origin: jax.Array | None, layout: Layout) -> tuple
     if target is None:
         surprise = (top - at_label) + log1p_rest(rest)
     else:
-        surprise, of_target, constants = target_terms(target, rest)
+        surprise, of_target, constants = target_terms(target, rest, layout.unit)
     if layout.mean:
         descent = jnp.where(count == 0, 0, top - total / (layout.share * jnp.maximum(count, 1)))
         count = jnp.maximum(count, 1)
