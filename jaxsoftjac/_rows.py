@@ -38,13 +38,15 @@ class ClassAxes(NamedTuple):
         top = lax.stop_gradient(jnp.max(a, axis=self.axes, keepdims=True, initial=-jnp.inf))
         return top if self.axis_name is None else lax.pmax(top, self.axis_name)
 
-    def sums(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        """Sums of several arrays, in one pass."""
-        return _sums_over(arrays, self)
+    def sums(self, *arrays: jax.Array, at_once: int = 8) -> tuple[jax.Array, ...]:
+        """Sums of several arrays, in one pass; `at_once` is that of `_folded_sums`."""
+        return _sums_over(arrays, self, at_once)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _sums_over(arrays: tuple[jax.Array, ...], classes: ClassAxes) -> tuple[jax.Array, ...]:
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _sums_over(
+    arrays: tuple[jax.Array, ...], classes: ClassAxes, at_once: int
+) -> tuple[jax.Array, ...]:
     first = arrays[0]
     axes = tuple(a % first.ndim for a in classes.axes)
     # Where this rule is dropped (a scan in JAX 0.10), JAX differentiates a reduction of arrays that
@@ -52,8 +54,8 @@ def _sums_over(arrays: tuple[jax.Array, ...], classes: ClassAxes) -> tuple[jax.A
     every = sum(arrays[1:], first)
     arrays = tuple(jnp.where(True, a, every) for a in arrays)
     if axes == (first.ndim - 1,) and jax.typeof(first).sharding.spec[-1] is None:
-        at_once = partial(_sums, axes=axes)
-        totals = lax.platform_dependent(*arrays, cpu=_sums_in_sixteenths, default=at_once)
+        folded, plain = partial(_folded_sums, at_once=at_once), partial(_sums, axes=axes)
+        totals = lax.platform_dependent(*arrays, cpu=folded, default=plain)
     else:
         totals = _sums(*arrays, axes=axes)
     totals = tuple(lax.expand_dims(total, axes) for total in totals)
@@ -63,10 +65,11 @@ def _sums_over(arrays: tuple[jax.Array, ...], classes: ClassAxes) -> tuple[jax.A
 @_sums_over.defjvp
 def _sums_over_jvp(
     classes: ClassAxes,
+    at_once: int,
     primals: tuple[tuple[jax.Array, ...]],
     tangents: tuple[tuple[jax.Array, ...]],
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    return _sums_over(*primals, classes), tuple(map(classes.sum, tangents[0]))
+    return _sums_over(*primals, classes, at_once), tuple(map(classes.sum, tangents[0]))
 
 
 def _sums(*arrays: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
@@ -78,31 +81,38 @@ def _add_all(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Ar
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def _sums_in_sixteenths(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Sums over the last axis, which is folded into sixteenths until it is short.
+_LANES = 8  # numbers that a processor adds in one instruction
 
-    XLA's CPU backend adds along the last axis one entry at a time where there are several sums; 16
-    entries that lie apart, it adds for many columns at once. Long rows are first cut into eight
-    parts, so that classes split over as many devices stay where they are.
+
+def _folded_sums(*arrays: jax.Array, at_once: int) -> tuple[jax.Array, ...]:
+    """Sums over the last axis, which is folded into `at_once` parts until it is short.
+
+    XLA's CPU backend adds along the last axis one entry at a time where there are several sums. A
+    few entries that lie apart it adds for many columns at once: it writes the loop over them out,
+    if that does not take too many operations, so that 16 are good for sums that are quickly
+    computed, and 4 for those that are not. Long rows are first cut into eight parts, so that
+    classes split over as many devices stay where they are.
     """
     width = arrays[0].shape[-1]
     if width % 8 == 0 and width >= 512:
-        parts = _folded(*(a.reshape(*a.shape[:-1], 8, width // 8) for a in arrays))
+        cut = (a.reshape(*a.shape[:-1], 8, width // 8) for a in arrays)
+        parts = _folded(*cut, at_once=at_once)
         return _sums(*parts, axes=(parts[0].ndim - 2, parts[0].ndim - 1))
-    return _sums(*_folded(*arrays), axes=(arrays[0].ndim - 1,))
+    return _sums(*_folded(*arrays, at_once=at_once), axes=(arrays[0].ndim - 1,))
 
 
-def _folded(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _folded(*arrays: jax.Array, at_once: int) -> tuple[jax.Array, ...]:
     """Arrays with the same sums over the last axis, which has less than 32 + 16 entries."""
     *batch, width = arrays[0].shape
-    if width < 32:
+    if width < 4 * _LANES:
         return arrays
-    part, kept = width // 16, len(batch)
-    folded = _sums(*(a[..., : 16 * part].reshape(*batch, 16, part) for a in arrays), axes=(kept,))
-    folded = _folded(*folded)
-    if width == 16 * part:
+    at_once = min(at_once, width // _LANES)
+    part, kept = width // at_once, len(batch)
+    whole = (a[..., : at_once * part].reshape(*batch, at_once, part) for a in arrays)
+    folded = _folded(*_sums(*whole, axes=(kept,)), at_once=16)
+    if width == at_once * part:
         return folded
-    rest = (a[..., 16 * part :] for a in arrays)
+    rest = (a[..., at_once * part :] for a in arrays)
     return tuple(lax.concatenate((a, b), kept) for a, b in zip(folded, rest, strict=True))
 
 
@@ -138,7 +148,7 @@ def statistics_and_sums(
     top = top_of(row, classes)
     e = exp_depth(row, top)
     below = e + lax.stop_gradient(jnp.minimum(e, 1 - e) - e)  # its derivative is that of e
-    without_top, total, *others = classes.sums(below, e, *arrays)
+    without_top, total, *others = classes.sums(below, e, *arrays, at_once=16)
     is_alone = (total > 0.5) & (total < 1.5)
     return RowStatistics(top, jnp.where(is_alone, without_top, total - 1)), tuple(others)
 

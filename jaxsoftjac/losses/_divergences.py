@@ -5,6 +5,7 @@
 0.6931
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -211,7 +212,8 @@ def _kl_pushforward(
 def _less(q: jax.Array, p: jax.Array, log_ratio: jax.Array) -> jax.Array:
     """The difference q − p, with its own derivatives; p·(e^Δ − 1) where that is exact."""
     near = (jnp.abs(log_ratio) < 0.5) & (p != 0) & (q != 0)
-    exact = jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
+    delta = jnp.where(near, log_ratio, 0)
+    exact = jnp.where(near, p * (delta + _excess_of_exp(delta)), q - p)
     return lax.stop_gradient(exact) + ((q - p) - lax.stop_gradient(q - p))
 
 
@@ -236,7 +238,8 @@ def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
     both = jnp.where(x == -jnp.inf, 0, e)
     x_top, x_rest = statistics(x, classes)
     width = 2.0 ** x.shape[classes.axes[0]].bit_length()  # the sum of what is large could overflow
-    (_, y_rest), (mean, missing) = statistics_and_sums(y, classes, both * (half / width), e - both)
+    y_rest = statistics(y, classes).rest
+    mean, missing = classes.sums(both * (half / width), e - both, at_once=4)
     x_log, y_log = log1p_rest(x_rest), log1p_rest(y_rest)
     p, far_mean = both * of_top(y_rest), 2 * (width * (mean * of_top(y_rest)))
     lowest = float(jnp.finfo(x.dtype).min)  # far_mean is −∞ where KL is beyond the largest number
@@ -284,8 +287,8 @@ def _excess_of_exp(delta: jax.Array) -> jax.Array:
     """e^Δ − 1 − Δ for |Δ| < 1/2 without cancellation, by its Taylor series."""
     series = jnp.zeros_like(delta)
     for n in range(_TERMS[jnp.dtype(delta.dtype).name], 1, -1):
-        series = (1 + series) * (delta * (1 / n))
-    return series * delta
+        series = series * delta + 1 / math.factorial(n)
+    return delta * delta * series
 
 
 _TERMS = {"float32": 9, "float64": 17}
