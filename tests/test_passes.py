@@ -12,6 +12,12 @@ sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are not part o
 from benchmarks._pairs import PAIRS, in_modes, rows_of  # noqa: E402
 from benchmarks._passes import arrays, passes  # noqa: E402
 
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.as_compiled,
+    pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="other fusions on JAX 0.11"),
+]
+
 # Value, value and VJP, JVP, HVP: as JAX 0.10 compiles them. `python -m benchmarks --profile` prints
 # them beside the peers'.
 HELD = {
@@ -26,9 +32,6 @@ HELD = {
 }
 
 
-@pytest.mark.once
-@pytest.mark.as_compiled
-@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="other fusions on JAX 0.11 and later")
 @pytest.mark.parametrize("name", HELD)
 def test_arrays_of_the_logits_size(name):
     rows = rows_of((64, 1024), 1.0)
@@ -40,7 +43,6 @@ def test_arrays_of_the_logits_size(name):
     assert all(now <= held for now, held in zip(visited, HELD[name], strict=True)), visited
 
 
-@pytest.mark.once
 def test_a_pass_that_is_added_is_counted():
     x = rows_of((64, 1024), 1.0)[0]
     one, two = (
