@@ -16,6 +16,8 @@ AxisName = str | tuple[str, ...]
 
 def as_array(name: str, x: ArrayLike) -> jax.Array:
     """`x` as an array of any dtype that JAX has."""
+    if isinstance(x, jax.Array):
+        return x
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
@@ -26,10 +28,10 @@ def as_array(name: str, x: ArrayLike) -> jax.Array:
 def as_real(name: str, x: ArrayLike) -> jax.Array:
     """`x` as a floating array; integers are cast before anything is subtracted from them."""
     x = as_array(name, x)
-    if jnp.issubdtype(x.dtype, jnp.bool_) or jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"`{name}` must be real, got dtype {x.dtype.name}")
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be real, got dtype {x.dtype.name}")
     return x.astype(jnp.result_type(float))
 
 
