@@ -115,14 +115,11 @@ def _check_values(name: str, a: jax.Array, least: float | None = None) -> None:
 
 def _extremes(a: jax.Array) -> tuple[float, float]:
     """The least and the greatest value, also of constants under `jit`; NaN if there is any."""
+    if all(device.platform == "cpu" for device in a.devices()):  # read in place, nothing compiled
+        host = np.asarray(a)
+        return host.min().item(), host.max().item()
     with jax.ensure_compile_time_eval():
-        least, greatest = _extreme_values(a)
-        return least.item(), greatest.item()
-
-
-@jax.jit
-def _extreme_values(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.min(a), jnp.max(a)
+        return jnp.min(a).item(), jnp.max(a).item()
 
 
 def _is_known(a: Any) -> bool:
