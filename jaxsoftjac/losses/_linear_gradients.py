@@ -116,7 +116,7 @@ def _weighted_sum_jvp(
     losses, gradient = _value_and_gradient(operands, labels, weights, static)
     total = jnp.sum(weighted(weights, losses))
     products = jax.tree.map(
-        lambda t, g: None if t is None else jnp.sum(wide(g) * wide(t)),
+        lambda t, g: None if t is None else _inner_product(wide(g), wide(t)),
         _learning(moves, static),
         gradient,
         is_leaf=is_none,
@@ -125,6 +125,12 @@ def _weighted_sum_jvp(
     if not isinstance(tangents[2], SymbolicZero):
         pushed = pushed + jnp.sum(losses * tangents[2])
     return total, pushed
+
+
+def _inner_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The sum of a·b, row by row: what a compiler would keep of it otherwise has their size."""
+    rows = jnp.einsum("...i,...i->...", *map(jnp.atleast_1d, (a, b)), precision="highest")
+    return jnp.sum(rows)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
