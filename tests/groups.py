@@ -25,7 +25,7 @@ OF_COMPILED_PROGRAMS = {
 
 
 # Which together hold every public function in every mode: `.ci/run` runs them on the newest JAX,
-# `.ci/strict` under JAX's strict settings.
+# `.ci/strict` under strict settings.
 OF_ALL_MODES = {
     "test_composition",
     "test_curvature",
