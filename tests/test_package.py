@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from groups import OF_ALL_MODES, OF_COMPILED_PROGRAMS
 
 import jaxsoftjac
 
@@ -116,6 +117,12 @@ def test_imports_go_one_way():
 
 def files_of(path):
     return path.rglob("*.py") if path.is_dir() else [path]
+
+
+def test_files_that_are_named_for_a_pass_exist():
+    names = [file.stem for file in Path(__file__).parent.rglob("test_*.py")]
+    assert OF_ALL_MODES | OF_COMPILED_PROGRAMS <= set(names)
+    assert len(names) == len(set(names))
 
 
 def test_import_loads_no_optional_library():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from groups import OF_ALL_MODES
+from groups import FILE_OF
 from helpers import WIDE, close, plain_softmax, quick_jit
 from plain_entmax import plain_entmax, plain_entmax_loss
 from ways import ways
@@ -202,23 +202,6 @@ TABLE = {
 }
 
 
-# What is no function of logits alone, and the file that has its modes.
-ELSEWHERE = {
-    "verify_jacobian_properties": "test_properties",
-    "probe_jacobian_properties": "test_properties",
-    "gradient_flow": "test_flow",
-    "attention_flow": "test_attention_flow",
-    "linear_cross_entropy_gauss_newton": "test_linear_gauss_newton",
-    "jacobian": "test_transforms",
-    "hessian": "test_transforms",
-    "hvp": "test_transforms",
-    "gauss_newton_product": "test_curvature",
-    "fisher_product": "test_curvature",
-    "sampled_fisher_product": "test_curvature",
-    "gauss_newton_diagonal": "test_curvature",
-}
-
-
 def logits():
     return jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)) * 2, WIDE)
 
@@ -301,5 +284,4 @@ def test_exports_to_cpu_cuda_and_tpu(name):
 def test_the_table_holds_every_public_array_function():
     tested = {name.split(",")[0] for name in TABLE}
     public = {n for n, f in vars(jsj).items() if inspect.isfunction(f) and n[0] != "_"}
-    assert public == tested | set(ELSEWHERE)
-    assert set(ELSEWHERE.values()) <= OF_ALL_MODES
+    assert public == tested | set(FILE_OF)

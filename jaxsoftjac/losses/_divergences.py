@@ -249,7 +249,7 @@ def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
     mass = jnp.exp(jnp.minimum(depth(x, x_top) - (mean + y_log), _HIGHEST))
     terms = jnp.where(is_small, p * _excess_of_exp(jnp.where(is_small, d, 0)), mass - p * (1 + d))
     excess = classes.sum(terms)
-    is_near = jnp.abs(excess) < 1  # far below 0 where the bound on an exponential told
+    is_near = jnp.abs(excess) < 1  # far below 0 where `_HIGHEST` has cut an exponential
     shift = x_log - y_log
     value = jnp.where(is_near, jnp.log1p(jnp.minimum(excess, 1)), shift - far_mean)
     # Whichever is rounded less; without a class that the target has, the sum is not that of all.

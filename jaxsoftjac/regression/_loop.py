@@ -77,13 +77,13 @@ def minimise(
     def step(s: _State) -> _State:
         theta = jnp.where(s.steps == _AT_ZERO, 0, s.theta + s.t * s.direction)
         value, gradient = value_and_grad(theta)
-        gradient = _centred(gradient)
+        gradient = centred(gradient)
         at_zero = jnp.maximum(tol * jnp.linalg.norm(gradient), least)
         goal = jnp.where(s.goal < 0, at_zero, s.goal)
 
         def taken() -> _State:
             d, memory = direction_of(gradient, theta, s.memory)
-            d = -_centred(jnp.where(jnp.all(jnp.isfinite(d)), d, gradient))
+            d = -centred(jnp.where(jnp.all(jnp.isfinite(d)), d, gradient))
             return _State(theta, value, gradient, d, memory, jnp.ones_like(s.t), goal, s.steps + 1)
 
         def refused() -> _State:
@@ -103,6 +103,6 @@ def minimise(
     return Minimum(last.theta, last.steps, converged, last.gradient, last.direction)
 
 
-def _centred(a: jax.Array) -> jax.Array:
+def centred(a: jax.Array) -> jax.Array:
     """`a` of sum 0 over the classes, which is what a gradient has, and θ keeps."""
     return a - jnp.mean(a, axis=0, keepdims=True)

@@ -20,7 +20,7 @@ from jaxsoftjac.functions import softmax
 from jaxsoftjac.losses import cross_entropy
 from jaxsoftjac.optimizers._conjugate_gradients import conjugate_gradients
 from jaxsoftjac.products import softmax_product
-from jaxsoftjac.regression._loop import Direction
+from jaxsoftjac.regression._loop import Direction, centred
 
 _KRONECKER_FEATURES = 4096  # above, the D×D preconditioner gives way to its diagonal
 
@@ -199,7 +199,7 @@ def tangent_solve(
     def solve(product: Callable[[jax.Array], jax.Array], b: jax.Array) -> jax.Array:
         solution = conjugate_gradients(
             lambda v: [product(v[0])],
-            [b],
+            [centred(b)],  # the rest of it is rounding, which the null space would blow up
             None,
             damping=jnp.zeros([], b.dtype),
             precondition=lambda r: [r[0] / diagonal[None]],

@@ -117,14 +117,25 @@ def objective(kernel, bias, x, labels, l2):
     return jnp.mean(losses) + l2 / 2 * jnp.sum(kernel**2)
 
 
-def test_the_reported_loss_and_gradient_are_those_of_the_answer():
-    result = fit(as_wide(X), NOISY, l2=0.1)
-    arguments = result.kernel, result.bias, as_wide(X), NOISY, 0.1
+@pytest.mark.parametrize("max_iterations", [1, None])
+def test_the_reported_loss_and_gradient_are_those_of_the_answer(max_iterations):
+    x = as_wide(np.append(3 * X + 1, np.full((N, 1), 2.0), axis=1))  # the last is constant
+    result = fit(x, NOISY, l2=0.1, max_iterations=max_iterations)
+    arguments = result.kernel, result.bias, x, NOISY, 0.1
     np.testing.assert_allclose(result.loss, objective(*arguments), rtol=1e-6)
-    norm = np.linalg.norm(gradient(*arguments[:3], NOISY, 0.1))
-    np.testing.assert_allclose(result.gradient_norm, norm, atol=1e-6)
+    norm = jnp.linalg.norm(ravel_pytree(jax.grad(objective, (0, 1))(*arguments))[0])
+    np.testing.assert_allclose(result.gradient_norm, norm, rtol=1e-4, atol=1e-6)
+    assert (norm > 1e-3) == (max_iterations == 1)
     assert 0 < result.iterations < 20
     np.testing.assert_allclose(np.sum(result.kernel, 1), 0, atol=1e-6)
+
+
+def test_the_reported_loss_has_a_derivative():
+    """At the minimum that of the penalty alone, ‖kernel‖²/2."""
+    result = fit(as_wide(X), NOISY, l2=0.1)
+    again = partial(fit_softmax_regression, as_wide(X), NOISY, num_classes=K)
+    slope = quick_jit(jax.grad(lambda l2: again(l2=l2).loss))(0.1)
+    np.testing.assert_allclose(slope, jnp.sum(result.kernel**2) / 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.1])
