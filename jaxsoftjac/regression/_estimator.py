@@ -1,10 +1,12 @@
 """Softmax regression as a scikit-learn classifier: `fit_softmax_regression` in float64."""
 
+import warnings
 from typing import Any
 
 import jax
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
@@ -19,7 +21,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     As `sklearn.linear_model.LogisticRegression` it minimises C·Σ w·loss + ‖coef_‖²/2, the intercept
     unpenalised; `l2`, if given, says the same by Σ w·loss/Σw + l2/2·‖coef_‖²: l2 = 1/(C·Σw). For
-    two classes `coef_` has one row, that of the second, as there.
+    two classes `coef_` has one row, that of the second, as there. A fit that has not converged
+    warns, as there; there is always an intercept.
 
     It computes in float64 whatever JAX's configuration is, and needs the package scikit-learn.
 
@@ -39,6 +42,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         intercept_: [K], or [1].
         n_iter_: number of steps, [1].
         converged_: whether `tol` was reached at a minimiser.
+        separated_: whether there is none: separable classes, and no penalty.
         n_features_in_: D.
         feature_names_in_: the names of the columns, if they have any.
 
@@ -53,6 +57,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     intercept_: np.ndarray
     n_iter_: np.ndarray
     converged_: bool
+    separated_: bool
     set_fit_request: Any
     """Whether `fit` is to get `sample_weight` from a meta-estimator, by metadata routing."""
     set_score_request: Any
@@ -110,7 +115,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             coefficients, intercept = (a[1:] - a[:1] for a in (coefficients, intercept))
         self.coef_, self.intercept_ = coefficients, intercept
         self.n_iter_ = np.array([int(fit.iterations)])
-        self.converged_ = bool(fit.converged)
+        self.converged_, self.separated_ = bool(fit.converged), bool(fit.separated)
+        if not self.converged_:
+            warnings.warn(self._why(), ConvergenceWarning, stacklevel=2)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -135,6 +142,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         logits = self._logits(X)
         chosen = logits[:, 0] > 0 if len(self.classes_) == 2 else np.argmax(logits, axis=1)
         return self.classes_[np.asarray(chosen, int)]
+
+    def _why(self) -> str:
+        """Why the fit has not converged."""
+        if self.separated_:
+            return "the classes are separable: without a penalty there is no best fit"
+        return f"`tol` was not reached in {self.n_iter_[0]} steps: a larger `max_iter` may"
 
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import checked_number
+from jaxsoftjac._rules import compiled
 from jaxsoftjac.functions import log_softmax
 from jaxsoftjac.regression._arguments import (
     Solver,
@@ -167,14 +168,34 @@ def softmax_regression_path(
         features, labels, options.pop("weights", None), options.pop("num_classes", None)
     )
     penalties = checked_path(l2).astype(x.dtype)
-    fixed = options | {"weights": weights, "num_classes": K}
+    start, tol = options.pop("start", None), options.pop("tol", None)
+    solver, steps = options.get("solver", "newton-cg"), options.get("max_iterations")
+    check_options(solver, l2=None, tol=tol, max_iterations=steps)
+    D = x.shape[1]
+    kernel, bias = (
+        (jnp.zeros((D, K)), jnp.zeros(K)) if start is None else (start.kernel, start.bias)
+    )
+    start = _start_of(jnp.asarray(kernel, x.dtype), jnp.asarray(bias, x.dtype))
+    return _path(x, labels, weights, penalties, start, tol, num_classes=K, **options)
 
-    def one(start: FittedRegression | None, penalty: jax.Array) -> tuple[Any, FittedRegression]:
-        result = fit_softmax_regression(x, labels, l2=penalty, start=start, **fixed)
+
+@compiled("num_classes", "solver", "max_iterations", "standard_errors")
+def _path(
+    x: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    penalties: jax.Array,
+    start: FittedRegression,
+    tol: Any,
+    **options: Any,
+) -> FittedRegression:
+    def one(start: FittedRegression, penalty: jax.Array) -> tuple[Any, FittedRegression]:
+        result = fit_softmax_regression(
+            x, labels, l2=penalty, weights=weights, tol=tol, start=start, **options
+        )
         return _start_of(result.kernel, result.bias), result
 
-    zeros = jnp.zeros((x.shape[1], K), x.dtype), jnp.zeros(K, x.dtype)
-    return lax.scan(one, options.get("start") or _start_of(*zeros), penalties)[1]
+    return lax.scan(one, start, penalties)[1]
 
 
 def _start_of(kernel: jax.Array, bias: jax.Array) -> FittedRegression:
@@ -256,8 +277,15 @@ def checked_fit(
     l2: ArrayLike,
     confidence: float,
 ) -> tuple[jax.Array, ...]:
-    """The data of a fit, its penalty, kernel and bias in the working dtype of the features."""
+    """The data of a fit, its penalty, kernel and bias in their dtype, and whether `separated`."""
+    if not isinstance(fit, FittedRegression):
+        got = type(fit).__name__
+        raise TypeError(f"`fit` must be what `fit_softmax_regression` returns, got {got}")
     x, labels, weights, _ = checked_data(features, labels, weights, fit.bias.shape[0])
+    D = fit.kernel.shape[0]
+    if x.shape[1] != D:
+        raise ValueError(f"`features` must have shape (N, {D}) for this `fit`, got {x.shape}")
     checked_number("confidence", confidence, "lie in (0, 1)", lambda p: 0 < p < 1)
     checked_number("l2", l2, "be ≥ 0 and finite", lambda l2: 0 <= l2 < float("inf"))
-    return x, labels, weights, *(jnp.asarray(a, x.dtype) for a in (l2, fit.kernel, fit.bias))
+    numbers = (jnp.asarray(a, x.dtype) for a in (l2, fit.kernel, fit.bias))
+    return x, labels, weights, *numbers, jnp.asarray(fit.separated)

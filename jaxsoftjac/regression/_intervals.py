@@ -20,12 +20,15 @@ from jaxsoftjac.regression._steps import class_differences
 class PredictionIntervals(NamedTuple):
     """Probabilities [M, K], and intervals of each by itself.
 
+    The `standard_errors` are those of the log-odds log p − log(1 − p), in which the intervals are
+    symmetric. A probability's own is about p·(1 − p) times that.
+
     >>> print(PredictionIntervals(*(jnp.full((1, 2), 0.5),) * 4).probabilities)
     [[0.5 0.5]]
     """
 
     probabilities: jax.Array
-    standard_errors: jax.Array  # of the log-odds, log p − log(1 − p)
+    standard_errors: jax.Array  # of the log-odds
     lower: jax.Array
     upper: jax.Array
 
@@ -60,11 +63,12 @@ def softmax_regression_intervals(
 
     Returns:
         Probabilities and bounds [M, K]; from 0 to 1 where the data leave the logits open, as where
-        a feature that was constant has another value.
+        a feature that was constant has another value, or the fit is `separated`.
 
     Raises:
         TypeError: as `fit_softmax_regression`.
-        ValueError: as `fit_softmax_regression`, or an option is out of range.
+        ValueError: as `fit_softmax_regression`, an option is out of range, or the fit is of other
+            features.
 
     Examples:
         >>> from jaxsoftjac.regression import fit_softmax_regression
@@ -91,6 +95,7 @@ def _intervals(
     l2: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
+    separated: jax.Array,
     rows: jax.Array,
     confidence: float,
 ) -> PredictionIntervals:
@@ -109,6 +114,7 @@ def _intervals(
         return log_odds, _deviations(g @ basis.T, row, scaling, covariance, held)
 
     log_odds, errors = lax.map(at, rows)
+    errors = jnp.where(separated, jnp.inf, errors)
     half = ndtri((1 + jnp.asarray(confidence, x.dtype)) / 2) * errors
     bounds = sigmoid(log_odds - half), sigmoid(log_odds + half)
     return PredictionIntervals(sigmoid(log_odds), errors, *bounds)

@@ -18,11 +18,14 @@ from jaxsoftjac.regression._standard_errors import standard_errors
 class RegressionSummary(NamedTuple):
     """Figures of each coefficient, [D + 1, M]: the features, then the bias, of M classes.
 
+    They are those of all K classes, or of the K − 1 others less those of a `reference`.
+
     >>> nothing = jnp.zeros((2, 1))
-    >>> print(RegressionSummary(*(nothing,) * 6).table(features=["age"]))
-         class      feature   estimate std. error          z          p      lower      upper
-             0          age          0          0          0          0          0          0
-             0         bias          0          0          0          0          0          0
+    >>> print(RegressionSummary(*(nothing,) * 6, reference=0).table(["age"], ["no", "yes"]))
+    class feature   estimate std. error          z          p      lower      upper
+      yes     age          0          0          0          0          0          0
+      yes    bias          0          0          0          0          0          0
+    less those of class no
     """
 
     estimates: jax.Array
@@ -31,28 +34,60 @@ class RegressionSummary(NamedTuple):
     p_values: jax.Array  # two-sided
     lower: jax.Array
     upper: jax.Array
+    reference: int | jax.Array | None = None  # the class that has no column; None for none
 
     def table(
         self, features: Sequence[str] | None = None, classes: Sequence[str] | None = None
     ) -> str:
-        """The figures as text, a line for each coefficient.
+        """The figures as text, a line for each coefficient; the last names the reference.
 
         Args:
-            features: names of the features.
-            classes: names of the M classes.
+            features: names of the D features.
+            classes: names of all K classes, that of the reference too.
+
+        Raises:
+            ValueError: there are more or fewer names.
         """
-        D, M = self.estimates.shape[0] - 1, self.estimates.shape[1]
-        names = [*(features or [f"x{i}" for i in range(D)]), "bias"]
-        classes = classes or [str(k) for k in range(M)]
-        header = f"{'class':>10} {'feature':>12}" + "".join(
-            f" {title:>10}" for title in ("estimate", "std. error", "z", "p", "lower", "upper")
+        rows, M = self.estimates.shape
+        K, reference = M, None
+        if self.reference is not None:
+            K, reference = M + 1, int(self.reference)
+        names = [*_names("features", features, [f"x{i}" for i in range(rows - 1)]), "bias"]
+        classes = _names("classes", classes, [str(k) for k in range(K)])
+        others = [name for k, name in enumerate(classes) if k != reference]
+        of_class, of_feature = (
+            max(map(len, column)) for column in (["class", *others], ["feature", *names])
         )
-        lines = [header]
-        for k, of in enumerate(classes):
+        figures = {
+            "estimate": self.estimates,
+            "std. error": self.standard_errors,
+            "z": self.z,
+            "p": self.p_values,
+            "lower": self.lower,
+            "upper": self.upper,
+        }
+        lines = [["class", "feature", *figures]]
+        for m, of in enumerate(others):
             for d, name in enumerate(names):
-                figures = "".join(f" {float(a[d, k]):>10.4g}" for a in self)
-                lines.append(f"{of:>10} {name:>12}{figures}")
-        return "\n".join(lines)
+                lines.append([of, name, *(f"{float(a[d, m]):.4g}" for a in figures.values())])
+        widths = of_class, of_feature, *(10,) * len(figures)
+        text = [
+            " ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        ]
+        if reference is not None:
+            text.append(f"less those of class {classes[reference]}")
+        return "\n".join(text)
+
+
+def _names(of: str, given: Sequence[str] | None, default: list[str]) -> list[str]:
+    """The names as text, of the number of the `default`."""
+    if given is None:
+        return default
+    names = [str(name) for name in given]
+    if len(names) != len(default):
+        raise ValueError(f"`{of}` must be {len(default)} names, got {len(names)}")
+    return names
 
 
 def summarise_softmax_regression(
@@ -83,11 +118,13 @@ def summarise_softmax_regression(
         confidence: probability of an interval.
 
     Returns:
-        Figures [D + 1, M], the bias last; ∞ where the data leave a coefficient open.
+        Figures [D + 1, M], the bias last; ∞ where the data leave a coefficient open, and all of
+        them where the fit is `separated`.
 
     Raises:
         TypeError: as `fit_softmax_regression`.
-        ValueError: as `fit_softmax_regression`, or an option is out of range.
+        ValueError: as `fit_softmax_regression`, an option is out of range, or the fit is of other
+            features.
 
     Examples:
         >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), [0, 1, 0, 1]
@@ -96,12 +133,13 @@ def summarise_softmax_regression(
         >>> print(summarise_softmax_regression(fit, x, labels).z.shape)
         (2, 1)
     """
+    of_fit = checked_fit(fit, features, labels, weights, l2, confidence)
     K = fit.bias.shape[0]
     reference = None if reference is None else as_index("reference", reference)
     if reference is not None and not 0 <= reference < K:
         raise ValueError(f"`reference` must lie in [0, {K}) or be None, got {reference}")
-    of_fit = checked_fit(fit, features, labels, weights, l2, confidence)
-    return _figures(*of_fit, confidence, reference=reference)
+    summary = _figures(*of_fit, confidence, reference=reference)
+    return summary._replace(reference=reference)  # a Python number outside of jit
 
 
 @partial(jax.jit, static_argnames=("reference",))
@@ -112,6 +150,7 @@ def _figures(
     l2: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
+    separated: jax.Array,
     confidence: float,
     *,
     reference: int | None,
@@ -126,6 +165,7 @@ def _figures(
     errors = jnp.concatenate(
         [jnp.atleast_2d(a) for a in standard_errors(problem, scaling, theta, total, l2, contrasts)]
     )
+    errors = jnp.where(separated, jnp.inf, errors)
     estimates = jnp.concatenate([kernel, bias[None]]) @ contrasts
     z = estimates / errors
     half = ndtri((1 + jnp.asarray(confidence, x.dtype)) / 2) * errors

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -106,3 +107,17 @@ def test_frames_pipelines_searches_and_pickles():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         SoftmaxRegression(**options).fit(X, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("options", "separated", "message"),
+    [
+        ({"C": np.inf}, True, "the classes are separable: without a penalty there is no best fit"),
+        ({"max_iter": 1}, False, r"`tol` was not reached in 1 steps: a larger `max_iter` may"),
+    ],
+)
+def test_a_fit_that_has_not_converged_warns(options, separated, message):
+    with pytest.warns(ConvergenceWarning, match=message):
+        model = SoftmaxRegression(**options).fit(X, LABELS)
+    assert not model.converged_
+    assert model.separated_ == separated

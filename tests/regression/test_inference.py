@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import WIDE, quick_jit
 
 from jaxsoftjac.regression import (
     fit_softmax_regression,
+    softmax_regression_intervals,
     softmax_regression_path,
     summarise_softmax_regression,
 )
@@ -140,6 +142,71 @@ def test_the_table_in_both_gauges():
     lines = whole.table(["a", "b", "c"], ["u", "v", "w"]).splitlines()
     assert len(lines) == 1 + K * (D + 1)
     assert lines[-1].split()[:2] == ["w", "bias"]
+
+
+@pytest.mark.parametrize("reference", range(K))
+def test_the_table_names_each_class_as_it_is(reference):
+    """Names as pandas and NumPy hold them, of any length; the reference has no line."""
+    fit = fit_softmax_regression(X, LABELS, l2=0.1, num_classes=K)
+    table = summarise_softmax_regression(fit, X, LABELS, l2=0.1, reference=reference)
+    features = pd.Index(["a", "the length (cm)", "c"])
+    classes = np.array(["setosa", "versicolor", "virginica"])
+    *lines, last = table.table(features, classes).splitlines()
+    assert last.split()[-1] == classes[reference]
+    assert len({len(line) for line in lines}) == 1
+    others = np.delete(np.arange(K), reference)
+    for m, k in enumerate(others):
+        of_class = lines[1 + m * (D + 1) : 1 + (m + 1) * (D + 1)]
+        assert all(line.split()[0] == classes[k] for line in of_class)
+        difference = float(fit.kernel[0, k] - fit.kernel[0, reference])
+        assert abs(float(of_class[0].split()[2]) - difference) < 1e-3 * abs(difference) + 1e-6
+    unnamed = [line.split()[0] for line in table.table().splitlines()[1:-1]]
+    assert unnamed == [str(k) for k in np.repeat(others, D + 1)]
+    assert jax.jit(lambda: table)().table() == table.table()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"features": ["a"]}, "`features` must be 3 names, got 1"),
+        ({"features": [*"abcd"]}, "`features` must be 3 names, got 4"),
+        ({"classes": ["u", "v"]}, "`classes` must be 3 names, got 2"),
+    ],
+)
+def test_the_table_wants_all_names(names, message):
+    fit = fit_softmax_regression(X, LABELS, l2=0.1, num_classes=K)
+    with pytest.raises(ValueError, match=message):
+        summarise_softmax_regression(fit, X, LABELS, l2=0.1).table(**names)
+
+
+def test_nothing_is_known_of_a_separated_fit():
+    x = jnp.asarray([[0.0], [1.0], [3.0], [4.0]], WIDE)
+    fit = fit_softmax_regression(x, [0, 0, 1, 1], l2=0.0)
+    assert fit.separated
+    summary = summarise_softmax_regression(fit, x, [0, 0, 1, 1])
+    assert np.all(np.isinf(summary.standard_errors))
+    assert np.all(summary.p_values == 1)
+    likely = softmax_regression_intervals(fit, x, [0, 0, 1, 1], x)
+    np.testing.assert_array_equal(likely.lower, 0)
+    np.testing.assert_array_equal(likely.upper, 1)
+
+
+@pytest.mark.parametrize("of", [summarise_softmax_regression, softmax_regression_intervals])
+def test_what_follows_from_a_fit_is_of_its_features(of):
+    fit = fit_softmax_regression(X, LABELS, l2=0.1, num_classes=K)
+    more = () if of is summarise_softmax_regression else (X,)
+    with pytest.raises(ValueError, match=r"`features` must have shape \(N, 3\) for this `fit`"):
+        of(fit, X[:, :2], LABELS, *more)
+    with pytest.raises(TypeError, match="`fit` must be what `fit_softmax_regression` returns"):
+        of(fit.kernel, X, LABELS, *more)
+
+
+def test_a_path_goes_on_from_a_fit():
+    first = fit_softmax_regression(X, LABELS, l2=0.1, num_classes=K, standard_errors=True)
+    path = softmax_regression_path(X, LABELS, l2=[0.1, 0.05], num_classes=K, start=first)
+    assert path.iterations[0] <= 1
+    with pytest.raises(ValueError, match="`tol` must be ≥ 0"):
+        softmax_regression_path(X, LABELS, l2=[0.1], tol=-1.0)
 
 
 @pytest.mark.skipif(not EXACT, reason="six digits")
