@@ -57,6 +57,27 @@ def test_a_second_eager_call_does_not_compile(name, caplog):
     assert [r.message for r in caplog.records if "Compiling" in r.message] == compiled
 
 
+WITH_LOOPS = {
+    "gradient_flow": jsj.gradient_flow,
+    "gradient_flow, entmax": lambda x: jsj.gradient_flow(x, alpha=1.5),
+    "attention_flow": lambda x: jsj.attention_flow(x[:, None], x[:, None], is_causal=True),
+    "temperature_sweep": lambda x: jsj.diagnostics.temperature_sweep(x, [0.5, 1.0]),
+    "softmax_regression_path": lambda x: jsj.regression.softmax_regression_path(
+        x, [0, 1] * 3, l2=[1.0, 0.1]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_LOOPS)
+def test_a_second_eager_call_with_a_loop_does_not_compile(name, caplog):
+    """A loop over a function that is new in each call would be compiled in each."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+    WITH_LOOPS[name](x)
+    with jax.log_compiles():
+        WITH_LOOPS[name](x)
+    assert [r.message for r in caplog.records if "Compiling" in r.message] == []
+
+
 ON_DEVICE = {
     "softmax": lambda x, labels: jsj.softmax(x),
     "log_softmax": lambda x, labels: jsj.log_softmax(x),

@@ -42,6 +42,7 @@ with `where=x > jnp.finfo(x.dtype).min / 2`: masked logits are huge negative num
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,11 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_array, as_count, as_real, wide
+from jaxsoftjac._rules import compiled
 from jaxsoftjac.attention._arguments import flag, scalar
 from jaxsoftjac.attention._plan import softcap_of, two_ints
 from jaxsoftjac.diagnostics._flow import GradientFlow, gradient_flow
+from jaxsoftjac.sparse._functions import alpha_in_range, parts_of
 
 _BLOCK_ELEMENTS = 2**20  # of logits at a time, where one query of all heads has fewer
 
@@ -123,7 +126,38 @@ def attention_flow(
     window = None if window is None else two_ints("local_window_size", window, 0)
     if jnp.ndim(alpha) and jnp.shape(alpha)[-1] != 1:
         raise ValueError(f"`alpha` must have shape () or [..., N, 1], got {jnp.shape(alpha)}")
+    known, traced = parts_of(alpha_in_range(alpha))
     size = min(T, block_size or max(1, _BLOCK_ELEMENTS // max(1, math.prod(lead) * N * S)))
+    numbers = jnp.asarray(factor, wide(q).dtype), softcap
+    return _flow_of_blocks(
+        (q, k),
+        (bias, mask),
+        lengths,
+        numbers,
+        traced,
+        size=size,
+        is_causal=is_causal,
+        window=window,
+        alpha=known,
+    )
+
+
+@compiled("size", "is_causal", "window", "alpha")
+def _flow_of_blocks(
+    heads: tuple[jax.Array, jax.Array],
+    maps: tuple[jax.Array | None, jax.Array | None],
+    lengths: tuple[jax.Array | None, jax.Array | None],
+    numbers: tuple[jax.Array, float | jax.Array | None],
+    traced: jax.Array | None,
+    *,
+    size: int,
+    is_causal: bool,
+    window: tuple[int, int] | None,
+    alpha: float | None,
+) -> GradientFlow:
+    (q, k), (bias, mask), (factor, softcap) = heads, maps, numbers
+    T, S = q.shape[-3], k.shape[-3]
+    of_rows: Any = traced if alpha is None else alpha
 
     def block(start: jax.Array) -> GradientFlow:
         t = jnp.minimum(start + jnp.arange(size), T - 1)
@@ -135,7 +169,7 @@ def attention_flow(
         where = jnp.ones(logits.shape, bool)
         for condition in _conditions(t, S, mask, is_causal, window, *lengths):
             where &= jnp.broadcast_to(condition, where.shape)
-        return gradient_flow(logits, where=where, alpha=alpha)
+        return gradient_flow(logits, where=where, alpha=of_rows)
 
     blocks = lax.map(block, jnp.arange(0, T, size))
     return jax.tree.map(lambda a: _joined(a)[..., :T], blocks)

@@ -11,7 +11,7 @@ units of the second largest s, which is their size.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, wide
 from jaxsoftjac._rows import LAST, nan_unless
+from jaxsoftjac._rules import compiled
 from jaxsoftjac.operators._extremes import excess_of_largest, excess_of_smallest
-from jaxsoftjac.sparse._functions import checked_alpha, family_rows
+from jaxsoftjac.sparse._functions import checked_alpha, family_rows, parts_of
 from jaxsoftjac.sparse._powers import log_weights
 
 _UNIT = 2.0**-24  # unit roundoff of float32
@@ -124,9 +125,17 @@ def gradient_flow(
     if not axes or not x.size and 0 not in batch:
         raise ValueError(f"`x` must have at least one class on `axis`, got shape {x.shape}")
     rows = jnp.moveaxis(x, axes, range(-len(axes), 0)).reshape(*batch, -1)
-    of_rows = checked_alpha(alpha, rows, LAST)
-    if isinstance(of_rows, float) and of_rows == 1:
+    known, traced = parts_of(checked_alpha(alpha, rows, LAST))
+    return _flow_of_rows(rows, traced, alpha=known)
+
+
+@compiled("alpha")
+def _flow_of_rows(
+    rows: jax.Array, traced: jax.Array | None, *, alpha: float | None
+) -> GradientFlow:
+    if alpha == 1:
         return _flow(rows)
+    of_rows: Any = traced if alpha is None else alpha
     log_p, log_s, is_softmax = _family(rows, of_rows)
     return _flow(log_s, log_p, jnp.sum(rows != -jnp.inf, -1, keepdims=True), is_softmax)
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsoftjac._rows import LAST
 from jaxsoftjac.functions import softmax
 from jaxsoftjac.operators import EntmaxJacobian
 from jaxsoftjac.products import softmax_vjp
 from jaxsoftjac.sparse import entmax
-from jaxsoftjac.sparse._functions import checked_alpha
+from jaxsoftjac.sparse._functions import alpha_in_range
 
 
 class Member(NamedTuple):
@@ -48,7 +47,7 @@ def member(x: jax.Array, alpha: float) -> Member:
 
 def one_alpha(alpha: float) -> float:
     """The α of all rows, a Python number."""
-    checked = checked_alpha(alpha, jnp.zeros((*jnp.shape(alpha), 1)), LAST)
+    checked = alpha_in_range(alpha)
     if not isinstance(checked, float):
         raise ValueError(f"`alpha` must be one number, got an array of shape {jnp.shape(alpha)}")
     return checked

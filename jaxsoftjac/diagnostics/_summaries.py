@@ -1,13 +1,15 @@
 """The gradient flow of many rows: its quantiles, and what becomes of it over temperatures."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import Axis, as_real, canonical_axes, checked_number, wide
+from jaxsoftjac._checks import Axis, as_array, as_real, canonical_axes, checked_number, wide
+from jaxsoftjac._rules import compiled
 from jaxsoftjac.diagnostics._flow import GradientFlow, gradient_flow
+from jaxsoftjac.sparse._functions import alpha_in_range, parts_of
 
 
 class FlowSummary(NamedTuple):
@@ -131,10 +133,28 @@ def temperature_sweep(
     x, temperatures = wide(as_real("x", x)), as_real("temperatures", temperatures)
     if temperatures.ndim != 1:
         raise ValueError(f"`temperatures` must have shape (n,), got {temperatures.shape}")
+    known, traced = parts_of(alpha_in_range(alpha))
+    where = None if where is None else as_array("where", where)
+    axes = canonical_axes(axis, x.ndim)
     temperatures = temperatures.astype(x.dtype)
+    flow = _flows(x, temperatures, where, traced, alpha=known, axes=axes)
+    return TemperatureSweep(temperatures, flow)
+
+
+@compiled("alpha", "axes")
+def _flows(
+    x: jax.Array,
+    temperatures: jax.Array,
+    where: jax.Array | None,
+    traced: jax.Array | None,
+    *,
+    alpha: float | None,
+    axes: tuple[int, ...],
+) -> GradientFlow:
+    of_rows: Any = traced if alpha is None else alpha
 
     def at(temperature: jax.Array) -> GradientFlow:
         positive = jnp.where(temperature > 0, temperature, jnp.nan)
-        return gradient_flow(x / positive, axis=axis, where=where, alpha=alpha)
+        return gradient_flow(x / positive, axis=axes, where=where, alpha=of_rows)
 
-    return TemperatureSweep(temperatures, jax.lax.map(at, temperatures))
+    return jax.lax.map(at, temperatures)

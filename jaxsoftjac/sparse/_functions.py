@@ -77,8 +77,7 @@ def entmax(
     """
     x = as_real("x", x)
     classes = ClassAxes(canonical_axes(axis, x.ndim))
-    of_rows = checked_alpha(alpha, x, classes)
-    known, traced = (of_rows, None) if isinstance(of_rows, float) else (None, of_rows)
+    known, traced = parts_of(checked_alpha(alpha, x, classes))
     where = None if where is None else as_array("where", where)
     return _entmax(x, traced, where, alpha=known, classes=classes)
 
@@ -104,14 +103,20 @@ def _entmax(
     return jnp.where(where, p + 0 * nan_unless(top < jnp.inf, x.dtype), 0)
 
 
-def checked_alpha(alpha: ArrayLike, x: jax.Array, classes: ClassAxes) -> float | jax.Array:
-    """α as a Python number, or as an array with class axes of length 1 and NaN out of range."""
+def alpha_in_range(alpha: ArrayLike) -> float | jax.Array:
+    """α as a Python number, or as an array, whose values are only checked if they are NumPy's."""
     is_known = isinstance(alpha, int | float | np.ndarray | np.generic)
     array = as_real("alpha", alpha)
     if is_known and not np.all((np.asarray(alpha) >= LOWEST) & (np.asarray(alpha) <= HIGHEST)):
         raise ValueError(f"`alpha` must lie in [{LOWEST}, {HIGHEST}], got {alpha}")
-    if is_known and array.ndim == 0:
-        return float(np.asarray(alpha))
+    return float(np.asarray(alpha)) if is_known and array.ndim == 0 else array
+
+
+def checked_alpha(alpha: ArrayLike, x: jax.Array, classes: ClassAxes) -> float | jax.Array:
+    """α as a Python number, or as an array with class axes of length 1 and NaN out of range."""
+    array = alpha_in_range(alpha)
+    if not isinstance(array, jax.Array):
+        return array
     axes = tuple(a % x.ndim for a in classes.axes)
     rows = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     try:
@@ -120,6 +125,11 @@ def checked_alpha(alpha: ArrayLike, x: jax.Array, classes: ClassAxes) -> float |
         raise ValueError(f"`alpha` must broadcast to {rows}, got {array.shape}") from None
     array = lax.expand_dims(array.astype(working_dtype(x.dtype)), axes)
     return array * nan_unless((array >= LOWEST) & (array <= HIGHEST), array.dtype)
+
+
+def parts_of(alpha: float | jax.Array) -> tuple[float | None, jax.Array | None]:
+    """α as what can be static and what can be traced, one of them None."""
+    return (None, alpha) if isinstance(alpha, jax.Array) else (alpha, None)
 
 
 def family_rows(x: jax.Array, alpha: float | jax.Array | None, classes: ClassAxes) -> jax.Array:
