@@ -31,7 +31,8 @@ def as_real(name: str, x: ArrayLike) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
     if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"`{name}` must be real, got dtype {x.dtype.name}")
+        advice = ": cast it by .astype(float)" if x.dtype == jnp.bool_ else ""
+        raise TypeError(f"`{name}` must be real, got dtype {x.dtype.name}{advice}")
     return x.astype(jnp.result_type(float))
 
 

@@ -216,7 +216,7 @@ def in_range(labels: jax.Array, x: jax.Array, classes: ClassAxes) -> jax.Array:
     return nan_unless(inside, wide(x).dtype)
 
 
-_NOT_EXAMPLES = ": it masks classes; to weight examples, multiply the losses that are returned"
+_NOT_EXAMPLES = ": it masks classes; to leave an example out, weight its loss by 0"
 
 
 def class_logits(

@@ -22,6 +22,7 @@ def explanation(
     vector: Sequence[float] | None = None,
     label: int | None = None,
     alpha: float = 1.0,
+    temperature: float = 1.0,
     style: str = "text",
     encoding: str = "utf-8",
 ) -> str:
@@ -32,6 +33,7 @@ def explanation(
         vector: The cotangent g = ∂L/∂σ of the VJP; from −1 to 1 in even steps if None.
         label: The true class c, counted from 0; None leaves the loss out.
         alpha: α in [1, 4]: 1 explains softmax, any other α-entmax.
+        temperature: T by which the logits x have been divided: z = x / T.
         style: "text" or "markdown".
         encoding: Of the stream that the text is for.
 
@@ -44,8 +46,16 @@ def explanation(
         what = f"α-entmax, α = {alpha:g},"
         lesson = entmax_steps(entmax_row(z, alpha, vector, label), label)
     values = ", ".join("…" if i is None else _plain(z[i]) for i in shown_places(z))
-    title = f"The Jacobian of {what} at z = ({values})"
-    lines = _STYLES[style](title, lesson, encoding)
+    if temperature == 1:
+        title, note = f"The Jacobian of {what} at z = ({values})", ""
+    else:
+        T = f"{temperature:g}"
+        title = f"The Jacobian of {what} at z = x / {T} = ({values})"
+        note = (
+            f"The logits are x, and T = {T} is the temperature. Derivatives are by z: a first "
+            "derivative by x is 1/T of that by z, a second 1/T²."
+        )
+    lines = _STYLES[style](title, note, lesson, encoding)
     return "\n".join(spell(line, encoding) for line in lines)
 
 
@@ -53,8 +63,10 @@ def _plain(value: float) -> str:
     return f"{value:.6g}".replace("-", "−").replace("inf", "∞")
 
 
-def _as_text(title: str, steps: Iterable[Step], encoding: str) -> Iterator[str]:
+def _as_text(title: str, note: str, steps: Iterable[Step], encoding: str) -> Iterator[str]:
     yield from _wrapped(title, "", encoding)
+    if note:
+        yield from ("", *textwrap.wrap(spell(note, encoding), 80))
     for index, (heading, parts) in enumerate(steps, 1):
         yield from ("", *_wrapped(f"{index}. {heading}", "", encoding), "")
         for part in parts:
@@ -78,8 +90,10 @@ def _wrapped(text: str, indent: str, encoding: str) -> list[str]:
     return room.wrap(spell(text, encoding))
 
 
-def _as_markdown(title: str, steps: Iterable[Step], _: str) -> Iterator[str]:
+def _as_markdown(title: str, note: str, steps: Iterable[Step], _: str) -> Iterator[str]:
     yield f"# {title}"
+    if note:
+        yield from ("", note)
     for index, (heading, parts) in enumerate(steps, 1):
         yield from ("", f"## {index}. {heading}")
         for part in parts:
@@ -93,7 +107,7 @@ def _as_markdown(title: str, steps: Iterable[Step], _: str) -> Iterator[str]:
                 yield part.text
 
 
-_STYLES: dict[str, Callable[[str, Iterable[Step], str], Iterable[str]]] = {
+_STYLES: dict[str, Callable[[str, str, Iterable[Step], str], Iterable[str]]] = {
     "text": _as_text,
     "markdown": _as_markdown,
 }

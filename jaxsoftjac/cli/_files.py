@@ -22,6 +22,7 @@ from jaxsoftjac.cli._parquet import read_parquet
 from jaxsoftjac.cli._safetensors import map_safetensors
 from jaxsoftjac.cli._tables import read_table
 
+_ZIP = b"PK\x03\x04"  # what .npz begins with
 _TEXTS = (".csv", ".tsv", ".txt")
 _KEYED = {".npz": read_npz, ".safetensors": map_safetensors, ".parquet": read_parquet}
 _EXPECTED = ".npy, .csv, .tsv or .txt, also with .gz, .npz, .safetensors, .parquet, numbers or -"
@@ -89,6 +90,8 @@ def _standard_input(axis: int) -> Logits:
     try:
         if stream.peek(len(MAGIC)).startswith(MAGIC):
             return held(read_npy(stream, name=name), axis, name=name)
+        if stream.peek(len(_ZIP)).startswith(_ZIP):
+            raise InputError(f"{name}: looks like .npz, which is read from a file only")
         return _table(stream, name, axis)
     finally:
         stream.detach()  # else standard input is closed with it

@@ -64,7 +64,7 @@ def _drop_output() -> None:
 def _run(argv: Sequence[str]) -> int:
     runs = {"inspect": _inspect, "explain": _explain, "accuracy": _accuracy}
     # argparse takes -1e3 for an option; a blank in front makes it a value, and float() skips it.
-    words = [f" {a}" if a[:1] == "-" and is_number(a) else a for a in argv]
+    words = [f" {a}" if a[:1] == "-" and is_number(a.split(",")[0]) else a for a in argv]
     try:
         args = parser(runs).parse_args(words)
     except SystemExit as done:  # after --help and --version
@@ -120,7 +120,12 @@ def _explain(args: argparse.Namespace) -> int:
     z = logits.cast(logits.rows(row, row + 1), row, np.dtype(float), args.temperature)[0]
     if args.label is not None and z[args.label] == -np.inf:
         raise InputError(f"{logits.name}: --label {args.label} is excluded: its logit is -inf")
-    options = {"vector": args.vjp, "label": args.label, "alpha": args.alpha}
+    options = {
+        "vector": args.vjp,
+        "label": args.label,
+        "alpha": args.alpha,
+        "temperature": args.temperature,
+    }
     with jax.enable_x64(True):
         print(explanation(z, **options, style=args.format, encoding=encoding()))
     return 0
@@ -171,6 +176,11 @@ def _read(args: argparse.Namespace) -> Logits:
     if not LOWEST <= args.alpha <= HIGHEST:
         raise InputError(f"--alpha must lie in [{LOWEST}, {HIGHEST}], got {args.alpha:g}")
     words = args.logits
+    if len(words) == 1 and not os.path.exists(words[0]):  # "2.0, 1.0" is a row too
+        pieces = words[0].replace(",", " ").split()
+        words = pieces if pieces and all(map(is_number, pieces)) else words
+    if len(words) > 1 and any(map(os.path.exists, words)):
+        raise InputError(f"command line: one file at a time, got {len(words)}")
     if len(words) > 1 or is_number(words[0]):
         if args.key is not None:
             raise InputError("command line: --key is for files of several arrays")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow.parquet import FileMetaData
 
-_INDEX = "__index_level_"  # columns that hold the index of a pandas frame
-
 
 def read_parquet(path: str, key: str | None, axis: int) -> Logits:
     """The rows of a Parquet file, in memory.
@@ -34,7 +32,8 @@ def read_parquet(path: str, key: str | None, axis: int) -> Logits:
     arrow, parquet = optional("pyarrow", path), optional("pyarrow.parquet", path)
     with refusing(path, "a Parquet file"):
         with parquet.ParquetFile(path) as file:
-            names = [n for n in file.schema_arrow.names if not n.startswith(_INDEX)]
+            index = _index_of(file.schema_arrow)
+            names = [n for n in file.schema_arrow.names if n not in index]
             names = names if key is None else [chosen(path, names, key)]
             _require_size(file.metadata, path)
             table = file.read(columns=names, use_threads=False)
@@ -42,6 +41,12 @@ def read_parquet(path: str, key: str | None, axis: int) -> Logits:
             return held(_lists(table.column(0), path), axis, name=path)
         array = _columns(table, arrow, path)
     return held(array, axis, name=path, classes=tuple(names))
+
+
+def _index_of(schema: "pyarrow.Schema") -> list[str]:
+    """The columns that hold the index of a pandas frame."""
+    columns = (schema.pandas_metadata or {}).get("index_columns", [])
+    return [name for name in columns if isinstance(name, str)]  # else it is a range
 
 
 def _require_size(metadata: "FileMetaData", path: str) -> None:

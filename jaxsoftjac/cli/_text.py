@@ -23,7 +23,7 @@ _FLOW = {
     "effective_rank": "tr(J)² / ‖J‖_F²",
     "condition_number": "λ_max / λ₂",
     "saturation": "1 − max σ",
-    "digits_lost": "log₁₀ κ",
+    "digits_lost": "log₁₀ κ of J·v",
 }
 _FLOW_OF_ENTMAX = {
     "entropy": "H = −Σ p log p",

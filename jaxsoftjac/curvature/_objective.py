@@ -144,6 +144,17 @@ class _OnLogits:
         return SoftmaxJacobian.from_logits(wide(jnp.where(kept[..., None], z, 0))), shares
 
 
+def _named(params: Any, key: str) -> Any:
+    """One of the parameters that `head` names."""
+    try:
+        return params[key]
+    except KeyError:
+        keys = ", ".join(map(repr, params))
+        raise ValueError(
+            f"`head` must be of the keys {keys} of the parameters, got {key!r}"
+        ) from None
+
+
 @dataclass(frozen=True)
 class _OnHidden:
     head: Head
@@ -153,9 +164,9 @@ class _OnHidden:
         if callable(self.head):
             layer = self.head(params)
         elif isinstance(self.head, str):
-            layer = params[self.head]
+            layer = _named(params, self.head)
         else:
-            layer = tuple(params[key] for key in self.head)
+            layer = tuple(_named(params, key) for key in self.head)
         return (model(params, inputs), *(layer if isinstance(layer, tuple) else (layer,)))
 
     def loss(self, z: Operands, labels: Any) -> jax.Array:

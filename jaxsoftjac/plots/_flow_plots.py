@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 _PANELS = {
     "entropy_share": ("H / log K", False),
     "spectral_norm_share": ("2‖J‖₂", True),
-    "gradient_gain": ("‖J‖_F / √(K − 1)", True),
+    "gradient_gain": ("‖J‖$_F$ / √(K − 1)", True),
     "digits_lost": ("digits lost, log₁₀ κ", False),
 }
 _FLOAT32_DIGITS = 7.2
 _FAINTEST = 1e-12  # factor on a gradient: what is below is as good as 0
+_DECADE = 0.1  # with 1 it is the least that a logarithmic scale shows
 _MOST_LABELS = 24
 _LINES = {
     "textbook": (VERMILION, "--", "o", "textbook σ⊙(v − ⟨σ, v⟩)"),
@@ -188,8 +189,8 @@ def _label(axes: Axes, name: str, alpha: float) -> None:
     title += " / Σs" if name == "spectral_norm_share" and alpha != 1 else ""
     axes.set_title(title)
     if is_logarithmic:
-        axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(max(axes.get_ylim()[0], _FAINTEST), 1.5)
+        axes.set_yscale("log", nonpositive="mask")
+        axes.set_ylim(max(min(axes.get_ylim()[0], _DECADE) / 1.5, _FAINTEST), 1.5)
     elif name == "entropy_share":
         axes.set_ylim(-0.02, 1.05)
     else:

@@ -69,6 +69,8 @@ def test_a_reader_that_leaves_ends_the_run_quietly():
         (["inf"], ["inf is not finite"]),
         (["-inf"], ["every logit is -inf"]),
         (["1", "x" * 10**7], ["number 2", "…' is not a number"]),
+        (["1,two"], ["1,two", "unknown suffix"]),
+        (["x.npy", "x.npz"], ["one file at a time, got 2"]),
         (["no.npy"], ["no.npy", "No such file"]),
         (["no.csv"], ["no.csv", "No such file"]),
         (["nothing"], ["nothing", "unknown suffix"]),

@@ -138,3 +138,11 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, argv, parts):
     assert re.fullmatch(r"jaxsoftjac: error: [^\n]+\n", err)
     for part in parts:
         assert part in err
+
+
+@pytest.mark.parametrize("style", ["text", "markdown"])
+def test_a_temperature_is_said(capsys, style):
+    text = explain(capsys, "2", "1", "--temperature", "4", "--format", style)
+    assert "at z = x / 4 = (0.5, 0.25)" in text
+    assert "1/T of that by z" in " ".join(text.split())
+    assert "temperature" not in explain(capsys, "2", "1", "--format", style)

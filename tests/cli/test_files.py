@@ -7,6 +7,7 @@ import sys
 
 import ml_dtypes
 import numpy as np
+import pandas as pd
 import pytest
 from command_runs import error, report
 
@@ -155,6 +156,23 @@ def test_columns_of_lists(tmp_path):
         read_logits(f"{tmp_path}/x.parquet")
     with pytest.raises(InputError, match="ragged rows: lists of 1, 2 values"):
         read_logits(f"{tmp_path}/ragged.parquet")
+
+
+@pytest.mark.parametrize("index", [None, "row_id", 7])
+def test_the_index_of_a_frame_is_no_class(tmp_path, index):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame(ROWS, columns=[*"abcd"])
+    if index is not None:
+        frame.index = pd.Index([10, 9, 8], name=index if isinstance(index, str) else None)
+    frame.to_parquet(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(rows_of(tmp_path / "x.parquet"), ROWS)
+    assert read_logits(f"{tmp_path}/x.parquet").classes == tuple("abcd")
+
+
+@pytest.mark.parametrize("words", [["1,2.5,-3"], ["1, 2.5 -3"], ["1", "2.5", "-3"]])
+def test_numbers_with_commas_or_blanks_between_them(capsys, words):
+    assert report(capsys, "inspect", *words)["logits"] == [1, 2.5, -3]
+    assert report(capsys, "inspect", "-3,1")["logits"] == [-3, 1]
 
 
 @pytest.mark.parametrize("content", [b"1,2,3\n4,5,6\n", npy(np.array([[1, 2, 3], [4, 5, 6]]))])

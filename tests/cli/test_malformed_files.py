@@ -180,3 +180,7 @@ def test_bad_standard_input(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1 2\n3 x\n")))
     line = error(capsys, "inspect", "-")
     assert "standard input: line 2, column 2: 'x' is not a number" in line
+    file = io.BytesIO()
+    np.savez(file, np.eye(2))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.getvalue())))
+    assert "looks like .npz, which is read from a file only" in error(capsys, "inspect", "-")

@@ -235,6 +235,12 @@ def test_one_sample_is_a_semi_definite_matrix_of_low_rank():
             "`labels` must have shape",
         ),
         (
+            lambda: gauss_newton_product(hidden, head=("kernel", "no"))(
+                PARAMS, INPUTS, LABELS, TANGENTS
+            ),
+            "`head` must be of the keys 'bias', 'first', 'kernel' of the parameters, got 'no'",
+        ),
+        (
             lambda: gauss_newton_product(model, lambda z, c: jnp.sum(z))(
                 PARAMS, INPUTS, LABELS, TANGENTS
             ),

@@ -274,5 +274,5 @@ def test_a_traced_cap_has_a_derivative():
 
 def test_where_is_no_mask_of_examples_and_the_error_says_what_is():
     x, kept = jnp.zeros((5, 3)), np.ones(5, bool)
-    with pytest.raises(ValueError, match="to weight examples, multiply the losses"):
+    with pytest.raises(ValueError, match="to leave an example out, weight its loss by 0"):
         jsj.cross_entropy(x, np.zeros(5, int), where=kept)

@@ -86,7 +86,7 @@ FLOW = jax.jit(gradient_flow)(np.random.default_rng(0).normal(size=(3, 40, 6)).a
 PANELS = {
     "H / log K": "entropy_share",
     "2‖J‖₂": "spectral_norm_share",
-    "‖J‖_F / √(K − 1)": "gradient_gain",
+    "‖J‖$_F$ / √(K − 1)": "gradient_gain",
     "digits lost, log₁₀ κ": "digits_lost",
 }
 
