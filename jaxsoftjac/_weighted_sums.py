@@ -1,12 +1,14 @@
 """Logs of weighted sums of exponentials, log |Σ b exp(x)|: weights of any sign, 0 included."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from jaxsoftjac._rows import ClassAxes, depth
+from jaxsoftjac._rows import ClassAxes, depth, nan_unless
 
 _Pair = tuple[jax.Array, jax.Array]
 
@@ -28,18 +30,25 @@ def weighted_logsumexp(x: jax.Array, b: jax.Array, classes: ClassAxes) -> _Pair:
     size = jnp.where(near_one | (total == 0), 1, jnp.abs(total))
     log_total = jnp.where(near_one, jnp.log1p(jnp.where(near_one, exact, 0)), jnp.log(size))
     value = jnp.where(jnp.isinf(highest), highest, top + log_total)
-    return jnp.where(total == 0, -jnp.inf, value), lax.stop_gradient(jnp.sign(total))
+    value = jnp.where(total == 0, -jnp.inf, value)
+    defined = nan_unless((total != 0) | (highest != jnp.inf), x.dtype)  # not ∞ − ∞
+    return value * defined, lax.stop_gradient(jnp.sign(total)) * defined
 
 
-@weighted_logsumexp.defjvp
+@partial(weighted_logsumexp.defjvp, symbolic_zeros=True)
 def _weighted_logsumexp_jvp(
-    classes: ClassAxes, primals: _Pair, tangents: _Pair
+    classes: ClassAxes, primals: _Pair, tangents: tuple[Any, Any]
 ) -> tuple[_Pair, _Pair]:
     (x, b), (x_tangent, b_tangent) = primals, tangents
     ratio = _ratio(x, b, classes)
     value, sign = weighted_logsumexp(x, b, classes)
-    pushed = classes.sum(ratio * (b * _moving(x_tangent, x) + _moving(b_tangent, x)))
-    return (value, sign), (pushed, jnp.zeros_like(sign))
+    pushed = jnp.zeros_like(x)
+    if not isinstance(x_tangent, SymbolicZero):
+        is_nothing = jnp.isinf(ratio) & (b == 0)  # of a sum that is 0
+        pushed = jnp.where(is_nothing, 0, ratio) * b * _moving(x_tangent, x)
+    if not isinstance(b_tangent, SymbolicZero):
+        pushed = pushed + ratio * _moving(b_tangent, x)
+    return (value, sign), (classes.sum(pushed), jnp.zeros_like(sign))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -133,7 +133,9 @@ def logsumexp(
         raise TypeError("`logsumexp` takes one array, as `x` or as `a`")
     x = as_real("x", given[0])
     if b is not None:
-        x, b = _broadcast_together(x, as_real("b", b))
+        is_weak = isinstance(b, int | float) or jnp.issubdtype(jnp.result_type(b), jnp.integer)
+        b = as_real("b", b)
+        x, b = _broadcast_together(x, b.astype(x.dtype) if is_weak else b)
     x, where, classes = _checked(x, axis, where)
     value, sign = _logsumexp(x, b, where, classes=classes, keepdims=bool(keepdims))
     if return_sign:

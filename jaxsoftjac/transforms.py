@@ -123,9 +123,12 @@ def hvp(
     argnums = _static_argnums(argnums)
 
     def product(*primals_and_tangents: Any, **shared: Any) -> Any:
+        if len(primals_and_tangents) < 2:
+            got = len(primals_and_tangents)
+            raise TypeError(f"the product takes arguments of `fun` and then tangents, got {got}")
         *primals, tangents = primals_and_tangents
         at, of_chosen = _closed_over(partial(fun, **shared), argnums, primals)
-        tree = Floating(at)
+        tree = _with_arrays(at)
         value_and_grad = jax.value_and_grad(lambda arrays: of_chosen(tree.with_arrays(arrays)))
         moves = tree.arrays, tree.tangents(tangents)
         (value, gradient), (_, along) = jax.jvp(value_and_grad, moves[:1], moves[1:])
@@ -164,6 +167,16 @@ def _closed_over(
     return at, of_chosen
 
 
+def _with_arrays(at: Any) -> Floating:
+    """What is differentiated by, which has floating arrays."""
+    tree = Floating(at)
+    if not tree.arrays:
+        kinds = {str(jnp.result_type(a)) for a in jax.tree.leaves(at) if is_number(a)}
+        got = " and ".join(sorted(kinds)) or "none"
+        raise TypeError(f"what `argnums` chooses must hold floating arrays, got {got}")
+    return tree
+
+
 def _per_example(
     transform: Callable[[Callable[..., Any], Argnums], Callable[..., Any]],
     order: int,
@@ -180,9 +193,10 @@ def _per_example(
         def each(*primals: Any) -> Any:
             one = partial(fun, **shared)
             at, of_chosen = _closed_over(one, argnums, primals)
-            if Floating(at).is_whole:
+            tree = _with_arrays(at)
+            if tree.is_whole:
                 return transform(one, argnums)(*primals)
-            return _of_floating(transform, order, of_chosen, Floating(at))
+            return _of_floating(transform, order, of_chosen, tree)
 
         if not batch_ndim:
             return each(*primals)

@@ -129,3 +129,17 @@ def test_hvp_under_vmap_and_grad():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("of", [jsj.jacobian, jsj.hessian])
+def test_what_is_differentiated_by_is_floating(of):
+    message = "what `argnums` chooses must hold floating arrays, got int"
+    with pytest.raises(TypeError, match=message):
+        of(lambda x: x * 1.5)(np.arange(3))
+    with pytest.raises(TypeError, match=message):
+        jsj.hvp(lambda x: x * 1.5)(3, 1)
+
+
+def test_a_product_without_tangents():
+    with pytest.raises(TypeError, match="takes arguments of `fun` and then tangents, got 1"):
+        jsj.hvp(jnp.sum)(jnp.ones(2))

@@ -96,6 +96,8 @@ EDGES = [
     ((-np.inf, -np.inf), None, (0, 0)),
     ((-np.inf, -np.inf), (1, 2), (0, 0)),
     ((-np.inf, 0), (1, 2), (0, 1)),
+    ((1, 2), (0, 0), (0, 0)),
+    ((-np.inf, 3), (1, 0), (0, 0)),
 ]
 
 
@@ -130,3 +132,18 @@ def test_a_term_of_weight_0_does_not_move_however_large_it_is(x, b, expected):
     assert np.all(np.isfinite(by_b))
     close(jax.jvp(f, (x, b), (jnp.ones_like(x), jnp.zeros_like(b)))[1], f32(1)[0])
     assert np.all(np.isfinite(jax.hessian(f)(x, b)))
+
+
+def test_infinity_less_infinity_is_nan():
+    x, b = f32(np.inf, np.inf, 0), f32(1, -1, 1)
+    for value in (jsj.logsumexp(x, b=b), *jsj.logsumexp(x, b=b, return_sign=True)):
+        assert np.isnan(value)
+    assert jsj.logsumexp(x, b=f32(1, 1, 1)) == np.inf
+
+
+@pytest.mark.parametrize("b", [2.0, 2, np.array([2, 2])], ids=str)
+def test_numbers_and_integers_as_weights_leave_the_dtype(b):
+    for dtype in ("bfloat16", "float32"):
+        x = jnp.zeros(2, dtype)
+        assert jsj.logsumexp(x, b=b).dtype == dtype
+        close(jsj.logsumexp(x, b=b), jnp.log(jnp.asarray(4, dtype)))

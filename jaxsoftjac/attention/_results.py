@@ -59,7 +59,7 @@ def mean_over_keys(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """Mean over the sequence, [B, 1, K, D], without what is not finite; a constant."""
     x = lax.stop_gradient(x)
     x = jnp.where(jnp.isfinite(x), x, 0)
-    mean = jnp.sum(x, 1, keepdims=True) / max(x.shape[1], 1)
+    mean = jnp.sum(x / max(x.shape[1], 1), 1, keepdims=True)  # the sum could overflow
     return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxsoftjac._checks import as_array, wide
+from jaxsoftjac._checks import as_array, as_real, wide
 from jaxsoftjac.curvature._linearization import Model
 from jaxsoftjac.curvature._vocabulary_factor import VocabularyFactor
 from jaxsoftjac.functions import softmax
@@ -20,6 +20,7 @@ from jaxsoftjac.losses import (
     linear_cross_entropy,
     linear_cross_entropy_gauss_newton,
 )
+from jaxsoftjac.losses._arguments import weighted
 from jaxsoftjac.operators import SoftmaxJacobian
 
 Loss = Literal["cross_entropy"] | Callable[..., jax.Array]
@@ -97,7 +98,7 @@ class _OnLogits:
             )
         kept, shares = shares_of(z, labels, self.options)
         losses = self._losses(jnp.where(kept[..., None], z, 0), labels)
-        return jnp.sum(shares.astype(losses.dtype) * losses)
+        return jnp.sum(weighted(shares.astype(losses.dtype), losses))
 
     def hessian(self, z: jax.Array, labels: Any) -> Product:
         labels = as_array("labels", labels) if self.kind == "cross_entropy" else labels
@@ -105,9 +106,11 @@ class _OnLogits:
         if self.kind != "cross_entropy" or set(self.options) - {"ignore_index", "weights"}:
             return jax.linearize(jax.grad(partial(self.loss, labels=labels)), z)[1]
         kept, shares = shares_of(z, labels, self.options)
-        if jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        if _are_integers(labels):
             outside = kept & ((labels < 0) | (labels >= z.shape[-1]))
             shares = jnp.where(outside, jnp.nan, shares)
+        else:
+            shares = shares * jnp.sum(labels, axis=-1, dtype=shares.dtype)
         return _mean_softmax_hessian(z, kept, shares)
 
     def fisher(self, z: jax.Array, labels: Any) -> Product:
@@ -224,6 +227,10 @@ def _mean_softmax_hessian(z: jax.Array, kept: jax.Array, shares: jax.Array) -> P
     return jax.linearize(lambda z: scale * softmax(jnp.where(kept[..., None], z, 0)), z)[1]
 
 
+def _are_integers(labels: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(labels), jnp.integer)
+
+
 def shares_of(z: jax.Array, labels: Any, options: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """Which examples are kept, and the share of each in the mean, 0 if it is not."""
     shape, dtype = z.shape[:-1], wide(z).dtype
@@ -234,6 +241,13 @@ def shares_of(z: jax.Array, labels: Any, options: Mapping[str, Any]) -> tuple[ja
         kept = jnp.broadcast_to(jnp.asarray(labels) != options["ignore_index"], shape)
     shares = kept.astype(dtype)
     if options.get("weights") is not None:
-        shares = jnp.where(kept, jnp.asarray(options["weights"], dtype), 0)
-    total = jnp.sum(shares)
+        weights = as_real("weights", options["weights"]).astype(dtype)
+        if weights.shape not in (shape, ()):
+            raise ValueError(f"`weights` must have shape {shape} or (), got {weights.shape}")
+        shares = jnp.where(kept, weights, 0)
+    counts = shares
+    if options.get("class_weights") is not None and _are_integers(labels):  # as in the loss
+        of_class = jnp.asarray(options["class_weights"], dtype)
+        counts = counts * of_class[jnp.clip(labels, 0, of_class.shape[0] - 1)]
+    total = jnp.sum(counts)
     return kept, shares * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_count
+from jaxsoftjac._checks import as_count, wide
 from jaxsoftjac._trees import Floating
 from jaxsoftjac.curvature._linearization import (
     Linearization,
@@ -193,18 +193,18 @@ def _exact_diagonal(
 
     logits, pullbacks = jax.vmap(at_example)(inputs)
     kept, shares = shares_of(logits, labels, options)
-    J = SoftmaxJacobian.from_logits(jnp.where(kept[..., None], logits, 0))
+    J = SoftmaxJacobian.from_logits(wide(jnp.where(kept[..., None], logits, 0)))
 
     def add_squares(total: list[jax.Array], j: jax.Array) -> tuple[list[jax.Array], None]:
         def of_example(pullback: Callable[..., Any], J: SoftmaxJacobian, share: jax.Array) -> Any:
             size = J.sigma.size
             unit = jnp.zeros(size, J.sigma.dtype).at[j].set(1).reshape(J.sigma.shape)
             u = jnp.sqrt(share)[..., None] * J.factor_mv(unit)
-            return [a**2 for a in pullback(u.astype(logits.dtype))[0]]
+            return [wide(a) ** 2 for a in pullback(u.astype(logits.dtype))[0]]
 
         squares = jax.vmap(of_example)(pullbacks, J, shares)
         return [t + jnp.sum(s, axis=0) for t, s in zip(total, squares, strict=True)], None
 
-    zeros = [jnp.zeros_like(a) for a in tree.arrays]
+    zeros = [jnp.zeros_like(wide(jnp.asarray(a))) for a in tree.arrays]
     total, _ = lax.scan(add_squares, zeros, jnp.arange(logits[0].size))
-    return tree.derivatives(total)
+    return tree.derivatives([t.astype(a.dtype) for t, a in zip(total, tree.arrays, strict=True)])

@@ -124,7 +124,8 @@ def gradient_flow(
     batch = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     if not axes or not x.size and 0 not in batch:
         raise ValueError(f"`x` must have at least one class on `axis`, got shape {x.shape}")
-    rows = jnp.moveaxis(x, axes, range(-len(axes), 0)).reshape(*batch, -1)
+    classes = math.prod(x.shape[i] for i in axes)
+    rows = jnp.moveaxis(x, axes, range(-len(axes), 0)).reshape(*batch, classes)
     known, traced = parts_of(checked_alpha(alpha, rows, LAST))
     return _flow_of_rows(rows, traced, alpha=known)
 

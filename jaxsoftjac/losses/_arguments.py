@@ -212,7 +212,12 @@ def reduced(losses: jax.Array, weights: jax.Array, shares: jax.Array, reduction:
 
 def weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
     """Losses times weights; of weight 0, an infinite one is 0 too."""
-    return weights * jnp.where((weights == 0) & jnp.isinf(losses), 0, losses)
+    return weights * countable(weights, losses)
+
+
+def countable(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    """The losses, 0 for an infinite one of weight 0."""
+    return jnp.where((weights == 0) & jnp.isinf(losses), 0, losses)
 
 
 def flattened(

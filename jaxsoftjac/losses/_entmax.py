@@ -205,7 +205,7 @@ def _target_pushforward(
     alpha, classes = family.alpha_of(traced), family.classes
     p = family_rows(x, alpha, classes)
     x_tangent, target_tangent, alpha_tangent = tangents
-    gradient = jnp.where(x != -jnp.inf, p - target, 0)
+    gradient = _less_target(p, jnp.where(x == -jnp.inf, 0, target), classes)
     of_target = _surprise(x, p, target, alpha, classes) + _log(target, alpha)
     pushed = classes.sum(gradient * where_positive(x_tangent, gradient, p))
     pushed = pushed + classes.sum(jnp.where(jnp.isfinite(of_target), of_target, 0) * target_tangent)
@@ -213,6 +213,14 @@ def _target_pushforward(
         return pushed
     slopes = [_entropy_slope(a, alpha, classes) for a in (p, target)]
     return pushed + alpha_tangent * (slopes[0] - slopes[1])
+
+
+def _less_target(p: jax.Array, target: jax.Array, classes: ClassAxes) -> jax.Array:
+    """The difference p − y; where p has more than half, from the others: (1 − Σy) − Σ(p − y)."""
+    is_hot = lax.stop_gradient(p > 0.5)
+    others = jnp.where(is_hot, 0, p - target)
+    at_hot = (1 - classes.sum(target)) - classes.sum(others)
+    return jnp.where(is_hot, at_hot, others)
 
 
 def _surprise(

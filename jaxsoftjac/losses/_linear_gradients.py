@@ -14,8 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftjac._checks import wide
-from jaxsoftjac._row_functions import log1p_rest
-from jaxsoftjac.losses._arguments import LossOptions, counted, mixed, weighted
+from jaxsoftjac.losses._arguments import LossOptions, countable, counted, mixed, weighted
 from jaxsoftjac.losses._blocks import (
     Head,
     Layout,
@@ -32,6 +31,7 @@ from jaxsoftjac.losses._blocks import (
     reduce_blocks,
     wide_shared,
 )
+from jaxsoftjac.losses._running import log_sum
 from jaxsoftjac.losses._vocabulary import Constants, Terms, row_terms, slopes_of
 
 
@@ -53,11 +53,10 @@ class OfClasses(NamedTuple):
 
 def log_normalizer(terms: Terms, constants: Constants) -> jax.Array:
     """The logsumexp of each example, [..., 1]; −∞ without classes."""
-    is_empty = terms.rest < 0
-    value = constants.top + jnp.log1p(jnp.where(is_empty, 0, terms.rest))
+    value = terms.peak + log_sum(terms.rest, terms.tail)
     if constants.origin is not None:
         value = value + constants.origin
-    return jnp.where(is_empty, -jnp.inf, value)
+    return jnp.where(terms.rest < 0, -jnp.inf, value)
 
 
 def loss(
@@ -76,7 +75,8 @@ def loss(
         from_origin = log_normalizer(terms, constants._replace(origin=None))
         uniform = weighted(of_classes.mean, from_origin) - of_classes.mean_logits
     elif options.has_smoothing:
-        uniform = terms.descent + log1p_rest(terms.rest)
+        moved = terms.peak - lax.stop_gradient(terms.peak)  # by which the top is ahead of its value
+        uniform = (terms.descent + moved) + log_sum(terms.rest, terms.tail)
     return mixed(surprise, uniform, lse, options)
 
 
@@ -88,7 +88,7 @@ def mass_of_target(
     The logits' Hessian of Σt·(−log σ) is that of −log σ at any label, Σt times.
     """
     if of_classes is None:
-        return weights, options
+        return weights, options._replace(label_smoothing=0.0)
     s = jnp.asarray(options.label_smoothing, weights.dtype)
     mass = (1 - s) * of_classes.at_label + s * of_classes.mean
     mass = jnp.where(mass == 0, 1e-30, mass)  # z_loss, which is not weighted by class, stays
@@ -123,7 +123,7 @@ def _weighted_sum_jvp(
     )
     pushed = sum(jax.tree.leaves(products), jnp.zeros_like(total))
     if not isinstance(tangents[2], SymbolicZero):
-        pushed = pushed + jnp.sum(losses * tangents[2])
+        pushed = pushed + jnp.sum(countable(weights, losses) * tangents[2])
     return total, pushed
 
 
@@ -217,8 +217,10 @@ def _loss_and_slopes(
 ) -> tuple[jax.Array, Terms]:
     """The losses, and the derivatives of Σ w·loss by the terms; None by those it does not use."""
     losses, pullback = jax.vjp(lambda terms: loss(terms, constants, options), terms)
-    by_terms = pullback(weights)[0]._replace(tail=None, target=None)
-    return losses, by_terms._replace(rest=None) if options.is_plain else by_terms
+    by_terms = pullback(weights)[0]._replace(target=None)
+    if options.is_plain:
+        by_terms = by_terms._replace(tail=None, rest=None, peak=None)
+    return losses, by_terms
 
 
 def _block_gradient(

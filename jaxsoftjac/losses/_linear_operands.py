@@ -30,7 +30,7 @@ def as_arrays(
     if softcap is not None:
         softcap = checked_number(f"{of}logit_softcap", softcap, "be > 0 or None", lambda c: c > 0)
         is_none = isinstance(softcap, float) and softcap == float("inf")
-        softcap = None if is_none else jnp.asarray(softcap, hidden.dtype)
+        softcap = None if is_none else jnp.asarray(softcap, wide(hidden).dtype)
     return Operands(Shared(hidden, softcap), Head(kernel, bias))
 
 

@@ -70,6 +70,16 @@ def tail_of(row: Running) -> jax.Array:
     return jnp.where(has_tail(row.rest), log1p_rest(row.rest) + moved, 0)
 
 
+def peak_of(row: Running) -> jax.Array:
+    """The largest logit, a constant of differentiation where there is no tail."""
+    return row.top + jnp.where(has_tail(row.rest), row.peak - lax.stop_gradient(row.peak), 0)
+
+
+def log_sum(rest: jax.Array, tail: jax.Array) -> jax.Array:
+    """The logsumexp less the peak, with the derivatives of the tail where there is one."""
+    return jnp.where(has_tail(rest), tail, log1p_rest(rest))
+
+
 def has_tail(rest: jax.Array) -> jax.Array:
     """Whether the top class has more than 0.6 of its row."""
     return rest < _HAS_TAIL

@@ -34,6 +34,7 @@ from jaxsoftjac.losses._running import (
     Running,
     across,
     merged,
+    peak_of,
     running,
     shares_of,
     tail_of,
@@ -56,6 +57,7 @@ class Terms(NamedTuple):
     surprise: jax.Array  # −Σ t·log σ of the target t, a sum of terms ≥ 0
     tail: Any  # −log σ at the top class where that has more than 0.6, else 0
     rest: Any  # Σ exp(z − top) over all classes but the top one
+    peak: Any  # the largest logit; a constant of differentiation where there is no tail
     descent: Any  # top less the mean of the logits that are not −∞; None unless wanted
     target: Any = None  # the `TargetTerms`; None for labels
 
@@ -164,7 +166,7 @@ def slopes_of(
         of_target = terms.target, constants.target
         surprise, target = slopes_by_student(kept, shares, t, *of_target)
         by_t = slopes_by_teacher((z, t), constants.top, terms.rest, *of_target)
-        by_teacher = Terms(by_t[0], None, None, None, by_t[1])
+        by_teacher = Terms(by_t[0], None, None, None, None, by_t[1])
     else:
         is_at_label = at_label(z, start, labels, layout) & kept
         surprise = jnp.where(is_at_label, _less_one(terms.surprise), shares.sigma)
@@ -172,6 +174,7 @@ def slopes_of(
         surprise=surprise,
         tail=tail_slope(shares, terms.rest),
         rest=shares.unnormalized,
+        peak=shares.is_hot.astype(z.dtype),
         descent=jnp.where(kept, -1 / constants.count, 0) if layout.mean else None,
         target=target,
     )
@@ -224,5 +227,5 @@ def _terms(summary: _Summary, origin: jax.Array | None, layout: Layout) -> tuple
     if layout.mean:
         descent = jnp.where(count == 0, 0, top - total / (layout.share * jnp.maximum(count, 1)))
         count = jnp.maximum(count, 1)
-    terms = Terms(surprise, tail_of(summary.row), rest, descent, of_target)
+    terms = Terms(surprise, tail_of(summary.row), rest, peak_of(summary.row), descent, of_target)
     return terms, Constants(top, count, origin, constants)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import WIDE, close, quick_jit
 
+import jaxsoftjac as jsj
 from jaxsoftjac.curvature import (
     fisher_product,
     gauss_newton_diagonal,
@@ -157,3 +158,69 @@ def test_labels_are_needed_to_ignore_some():
         fisher_product(model, label_smoothing=0.1)
     with pytest.raises(ValueError, match="`samples` must be given where `head` is"):
         gauss_newton_diagonal(hidden, head="kernel")
+
+
+def hessian_product(loss, at, v):
+    return jax.jvp(jax.grad(loss), (at,), (v,))[1]
+
+
+LOGITS = jnp.asarray(random.normal(size=(3, 4)), WIDE)
+ALONG = jnp.cos(3 * LOGITS)
+
+
+@pytest.mark.parametrize("weights", [None, np.array([1.0, 2.0, 0.5])])
+@pytest.mark.parametrize("labels", ["probabilities", "class weights"])
+def test_the_product_is_the_hessian_of_the_mean_loss(labels, weights):
+    """Of logits that are the parameters, whatever the mass of the target."""
+    options = {} if weights is None else {"weights": jnp.asarray(weights, WIDE)}
+    if labels == "probabilities":  # the second example has none, as padding
+        target = jnp.asarray([[0.2, 0.3, 0, 0.5], [0, 0, 0, 0], [0, 0.5, 0, 0]], WIDE)
+    else:
+        target = np.array([0, 3, 1])
+        options["class_weights"] = jnp.asarray([1, 2, 0.5, 4], WIDE)
+    product = gauss_newton_product(lambda p, x: p, **options)
+
+    def loss(z):
+        return jsj.cross_entropy(z, target, reduction="mean", **options)
+
+    close(product(LOGITS, None, target, ALONG), hessian_product(loss, LOGITS, ALONG))
+
+
+@pytest.mark.parametrize("name", [n for n in QUANTITIES if n.startswith("gauss_newton_product")])
+def test_class_weights_mean_the_same_with_and_without_a_head(name):
+    options = {"class_weights": jnp.asarray([1, 2, 0.5], WIDE)}
+    labels = np.arange(6) % 3
+
+    def loss(params):
+        return jsj.cross_entropy(model(params, INPUTS), labels, reduction="mean", **options)
+
+    def loss_of_logits(z):
+        return jsj.cross_entropy(z, labels, reduction="mean", **options)
+
+    z, push = jax.linearize(lambda p: model(p, INPUTS), PARAMS)
+    along = hessian_product(loss_of_logits, z, push(TANGENTS))
+    expected = jax.linear_transpose(push, PARAMS)(along)[0]
+    jax.tree.map(close, QUANTITIES[name](**options)(INPUTS, labels), expected)
+
+
+def test_the_value_of_an_infinite_loss_of_weight_0():
+    z = jnp.asarray([[0, 1, -np.inf], [0, 1, -np.inf]], WIDE)
+    product = gauss_newton_product(lambda p, x: p, weights=np.array([0.0, 1.0]), linearized=True)
+    value, *_ = product(z, None, np.array([2, 1]))
+    close(value, jnp.log1p(jnp.exp(jnp.asarray(-1, WIDE))))
+
+
+def test_weights_are_one_for_each_example():
+    for weights in (np.ones(2), np.ones((6, 1))):
+        with pytest.raises(ValueError, match=r"`weights` must have shape \(6,\) or \(\), got"):
+            gauss_newton_product(model, weights=weights)(PARAMS, INPUTS, np.arange(6) % 3, TANGENTS)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_exact_diagonal_of_many_outputs_is_added_up_in_float32(dtype):
+    """Of one weight that moves every logit by ±1: Σ σ(1 − …) is 1, whatever their number."""
+    signs = jnp.where(jnp.arange(4096) % 2, 1, -1).astype(dtype)
+    diagonal = gauss_newton_diagonal(lambda p, x: (x @ p)[:, None] * signs[None])
+    found = jax.jit(diagonal)(jnp.zeros(1, dtype), jnp.ones((1, 1), dtype))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(np.asarray(found, np.float32), 1, rtol=2.0**-6)

@@ -252,3 +252,7 @@ def test_bad_input():
         gradient_flow(x, alpha=np.ones(3))
     with pytest.raises(ValueError, match=r"`alpha` must have shape \(\) or \[..., N, 1\], got"):
         attention_flow(x[:, None], x[:, None], alpha=np.ones(2))
+
+
+def test_no_rows_have_no_flow():
+    assert gradient_flow(jnp.zeros((0, 3))).entropy.shape == (0,)

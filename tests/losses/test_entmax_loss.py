@@ -100,6 +100,20 @@ def test_the_loss_is_exact_near_the_target(alpha):
     np.testing.assert_allclose(jsj.entmax_loss(x, y, alpha), expected, rtol=5e-3)
 
 
+@pytest.mark.parametrize(("alpha", "gap"), [(1.0, 20.0), (1.0, 40.0), (1.2, 4.9), (1.5, 1.99)])
+def test_the_gradient_of_a_certain_target_is_that_of_its_label(alpha, gap):
+    x = jnp.asarray([gap, 0, -0.5], jnp.float32)
+    target = jnp.asarray([1, 0, 0], jnp.float32)
+
+    def derivatives(labels):
+        gradient = jax.grad(lambda x: jsj.entmax_loss(x, labels, alpha))
+        return gradient(x), jax.jvp(gradient, (x,), (jnp.cos(x),))[1]
+
+    for found, expected in zip(derivatives(target), derivatives(0), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert expected[0] != 0
+
+
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
 def test_beyond_the_margin_loss_and_gradient_are_0(alpha):
     x = jnp.asarray([[1.01 / (alpha - 1), 0, -3], [90, 0, 1]], jnp.float32)
