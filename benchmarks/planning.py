@@ -52,7 +52,7 @@ def head_cost(
 
     With n = N/data, w = V/vocabulary, b bytes of a number and 4 of a logit:
 
-        temporaries = D·w·b + 3·n·block·4,          plain: 2·n·w·4
+        temporaries = D·w·b + 3·n·block·4,          plain, or one block: 2·n·w·4
         over_vocabulary = n·(D·4 + 5·4),            plain: n·(D·b + 3·4)
         over_data = D·w·b
 
@@ -82,8 +82,10 @@ def head_cost(
             raise ValueError(f"`{name}` must be a multiple of its slices, got {size} and {slices}")
     n, w, b = N // data, V // vocabulary, jnp.dtype(dtype).itemsize
     logit = max(4, b)
-    block = min(w, block_size or max(128, min(2**20 // n, w // 16)))
-    held = 2 * n * w * logit if plain else D * w * b + 3 * n * block * logit
+    block = 2**20 // n  # where that is less than all, it is bounded further
+    block = min(w, block_size or (w if block >= w else max(128, min(block, w // 16))))
+    is_whole = plain or block == w
+    held = 2 * n * w * logit if is_whole else D * w * b + 3 * n * block * logit
     per_row = D * b + 3 * logit if plain else D * logit + 5 * logit
     return HeadCost(
         operands=(n * D + D * w) * b,

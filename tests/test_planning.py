@@ -24,10 +24,13 @@ def test_the_example():
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize(("data", "vocabulary"), [(8, 1), (2, 4), (1, 8)])
-def test_formulas_are_those_of_the_compiler(data, vocabulary, plain):
+@pytest.mark.parametrize(
+    ("tokens", "data", "vocabulary"), [(2048, 8, 1), (2048, 2, 4), (2048, 1, 8), (1024, 8, 1)]
+)
+def test_formulas_are_those_of_the_compiler(tokens, data, vocabulary, plain):
+    """In blocks, and where all logits of a device are one."""
     where = {"data": data, "vocabulary": vocabulary, "plain": plain}
-    temporaries, sent = planning.predicted_and_compiled((1024, 32, 8192), **where)
+    temporaries, sent = planning.predicted_and_compiled((tokens, 32, 8192), **where)
     assert 1 / planning.FACTOR <= temporaries[0] / temporaries[1] <= planning.FACTOR
     assert abs(sent[0] / sent[1] - 1) <= 0.01
 

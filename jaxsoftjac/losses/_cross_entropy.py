@@ -74,7 +74,8 @@ def cross_entropy(
             there, as in torch.
         axis_name: mapped axis (`shard_map`, `vmap`) over which the classes are split in equal
             slices, `class_weights` too; integer labels are global. Only arrays of the batch's size
-            are communicated.
+            are communicated. Take second derivatives inside a `vmap`: outside of it JAX raises
+            "unbound axis name".
 
     Returns:
         Array of the shape of `logits` without `axis`, or its sum or mean. A label out of range

@@ -95,8 +95,9 @@ def linear_cross_entropy(
         ignore_index: label whose examples have loss 0 and gradient 0, whatever their `hidden`.
         reduction: "none", "sum", or "mean": the sum over the sum of the weights of the examples
             that are not ignored, 0 if there are none.
-        block_size: classes per block; by default V/16, or so many that a block has 2²⁰ logits,
-            but at least 128: a block of 128 is no larger than `hidden` for D ≥ 128.
+        block_size: classes per block. By default all, where they are no more than 2²⁰ logits; or
+            else so many that a block has no more, and at most V/16, but at least 128: a block of
+            128 is no larger than `hidden` for D ≥ 128.
         return_log_normalizer: also return logsumexp z, [...], of ignored examples too.
         axis_name: mapped axis (`shard_map`, `vmap`) over which `kernel` and `bias` are split along
             V in equal slices; labels are global. Of the batch's size are the values communicated;

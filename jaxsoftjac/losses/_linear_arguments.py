@@ -129,7 +129,8 @@ def _layout(
     V: int, N: int, block_size: int | None, has_mean: bool, axis_name: str | None
 ) -> Layout:
     if block_size is None:
-        widest = min(_BLOCK_ELEMENTS // max(1, N), V // 16)
+        widest = _BLOCK_ELEMENTS // max(1, N)
+        widest = V if widest >= V else min(widest, V // 16)
         blocks = -(-V // max(_NARROWEST, widest))
         block_size = max(1, V // blocks)
     elif not block_size >= 1:
