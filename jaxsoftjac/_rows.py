@@ -53,7 +53,10 @@ def _sums_over(
     # all move, or of none.
     every = sum(arrays[1:], first)
     arrays = tuple(jnp.where(True, a, every) for a in arrays)
-    if axes == (first.ndim - 1,) and jax.typeof(first).sharding.spec[-1] is None:
+    spec = jax.typeof(first).sharding.spec
+    if any(spec[axis] is not None for axis in axes):  # see `_folded_sums`
+        totals = tuple(jnp.sum(a, axes) for a in arrays)
+    elif axes == (first.ndim - 1,):
         folded, plain = partial(_folded_sums, at_once=at_once), partial(_sums, axes=axes)
         totals = lax.platform_dependent(*arrays, cpu=folded, default=plain)
     else:
@@ -91,13 +94,14 @@ def _folded_sums(*arrays: jax.Array, at_once: int) -> tuple[jax.Array, ...]:
     few entries that lie apart it adds for many columns at once: it writes the loop over them out,
     if that does not take too many operations, so that 16 are good for sums that are quickly
     computed, and 4 for those that are not. Long rows are first cut into eight parts, so that
-    classes split over as many devices stay where they are.
+    classes split over as many devices stay where they are; the sums of these are taken one by one,
+    since of several at once devices would exchange all terms.
     """
     width = arrays[0].shape[-1]
     if width % 8 == 0 and width >= 512:
         cut = (a.reshape(*a.shape[:-1], 8, width // 8) for a in arrays)
         parts = _folded(*cut, at_once=at_once)
-        return _sums(*parts, axes=(parts[0].ndim - 2, parts[0].ndim - 1))
+        return tuple(jnp.sum(a, -1) for a in _sums(*parts, axes=(parts[0].ndim - 1,)))
     return _sums(*_folded(*arrays, at_once=at_once), axes=(arrays[0].ndim - 1,))
 
 
