@@ -133,9 +133,10 @@ def logsumexp(
         raise TypeError("`logsumexp` takes one array, as `x` or as `a`")
     x = as_real("x", given[0])
     if b is not None:
-        is_weak = isinstance(b, int | float) or jnp.issubdtype(jnp.result_type(b), jnp.integer)
-        b = as_real("b", b)
-        x, b = _broadcast_together(x, b.astype(x.dtype) if is_weak else b)
+        is_weak = type(b) is float  # of no dtype of its own, as integers
+        b = as_array("b", b)
+        is_weak = is_weak or jnp.issubdtype(b.dtype, jnp.integer)
+        x, b = _broadcast_together(x, b.astype(x.dtype) if is_weak else as_real("b", b))
     x, where, classes = _checked(x, axis, where)
     value, sign = _logsumexp(x, b, where, classes=classes, keepdims=bool(keepdims))
     if return_sign:

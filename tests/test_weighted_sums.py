@@ -141,7 +141,7 @@ def test_infinity_less_infinity_is_nan():
     assert jsj.logsumexp(x, b=f32(1, 1, 1)) == np.inf
 
 
-@pytest.mark.parametrize("b", [2.0, 2, np.array([2, 2])], ids=str)
+@pytest.mark.parametrize("b", [2.0, 2, [2, 2], np.array([2, 2])], ids=str)
 def test_numbers_and_integers_as_weights_leave_the_dtype(b):
     for dtype in ("bfloat16", "float32"):
         x = jnp.zeros(2, dtype)
