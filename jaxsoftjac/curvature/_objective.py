@@ -63,6 +63,8 @@ def objective_of(loss: Loss, head: Head | None, options: Mapping[str, Any]) -> O
     """The checked `loss` on logits, or on hidden states and a `head`."""
     if loss != "cross_entropy" and not callable(loss):
         raise ValueError(f'`loss` must be "cross_entropy" or a function, got {loss!r}')
+    if loss == "cross_entropy" and "reduction" in options:
+        raise TypeError("`reduction` is no option: the loss is the mean of the examples")
     if head is None:
         return _OnLogits(loss, options)
     if loss != "cross_entropy":

@@ -210,6 +210,12 @@ def test_the_value_of_an_infinite_loss_of_weight_0():
     close(value, jnp.log1p(jnp.exp(jnp.asarray(-1, WIDE))))
 
 
+@pytest.mark.parametrize("head", [None, "kernel"])
+def test_the_loss_is_the_mean(head):
+    with pytest.raises(TypeError, match="`reduction` is no option: the loss is the mean"):
+        gauss_newton_product(hidden, head=head, reduction="sum")
+
+
 def test_weights_are_one_for_each_example():
     for weights in (np.ones(2), np.ones((6, 1))):
         with pytest.raises(ValueError, match=r"`weights` must have shape \(6,\) or \(\), got"):
