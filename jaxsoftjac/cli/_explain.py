@@ -23,6 +23,8 @@ def explanation(
     label: int | None = None,
     alpha: float = 1.0,
     temperature: float = 1.0,
+    source: str = "",
+    classes: Sequence[str] = (),
     style: str = "text",
     encoding: str = "utf-8",
 ) -> str:
@@ -34,6 +36,8 @@ def explanation(
         label: The true class c, counted from 0; None leaves the loss out.
         alpha: α in [1, 4]: 1 explains softmax, any other α-entmax.
         temperature: T by which the logits x have been divided: z = x / T.
+        source: Where the logits come from.
+        classes: The names of the K classes, if they have any.
         style: "text" or "markdown".
         encoding: Of the stream that the text is for.
 
@@ -46,16 +50,18 @@ def explanation(
         what = f"α-entmax, α = {alpha:g},"
         lesson = entmax_steps(entmax_row(z, alpha, vector, label), label)
     values = ", ".join("…" if i is None else _plain(z[i]) for i in shown_places(z))
-    if temperature == 1:
-        title, note = f"The Jacobian of {what} at z = ({values})", ""
-    else:
-        T = f"{temperature:g}"
-        title = f"The Jacobian of {what} at z = x / {T} = ({values})"
-        note = (
+    T = "" if temperature == 1 else f"{temperature:g}"
+    title = f"The Jacobian of {what} at z = " + f"x / {T} = " * bool(T) + f"({values})"
+    notes = [f"{source}."] if source else []
+    if classes:
+        named = ("…" if i is None else f"{i} {classes[i]}" for i in shown_places(classes, 12))
+        notes.append(f"The classes are {', '.join(named)}.")
+    if T:
+        notes.append(
             f"The logits are x, and T = {T} is the temperature. Derivatives are by z: a first "
             "derivative by x is 1/T of that by z, a second 1/T²."
         )
-    lines = _STYLES[style](title, note, lesson, encoding)
+    lines = _STYLES[style](title, " ".join(notes), lesson, encoding)
     return "\n".join(spell(line, encoding) for line in lines)
 
 

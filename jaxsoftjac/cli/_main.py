@@ -20,6 +20,8 @@ from jaxsoftjac.cli._tables import is_number
 from jaxsoftjac.cli._text import report_text
 from jaxsoftjac.sparse._functions import HIGHEST, LOWEST
 
+_TYPED = "command line"  # what numbers that are written out are called
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
@@ -125,6 +127,8 @@ def _explain(args: argparse.Namespace) -> int:
         "label": args.label,
         "alpha": args.alpha,
         "temperature": args.temperature,
+        "source": "" if logits.name == _TYPED else f"Row {row} of {logits.name}",
+        "classes": logits.classes,
     }
     with jax.enable_x64(True):
         print(explanation(z, **options, style=args.format, encoding=encoding()))
@@ -180,11 +184,11 @@ def _read(args: argparse.Namespace) -> Logits:
         pieces = words[0].replace(",", " ").split()
         words = pieces if pieces and all(map(is_number, pieces)) else words
     if len(words) > 1 and any(map(os.path.exists, words)):
-        raise InputError(f"command line: one file at a time, got {len(words)}")
+        raise InputError(f"{_TYPED}: one file at a time, got {len(words)}")
     if len(words) > 1 or is_number(words[0]):
         if args.key is not None:
-            raise InputError("command line: --key is for files of several arrays")
-        logits = numbers(words, name="command line", axis=args.axis)
+            raise InputError(f"{_TYPED}: --key is for files of several arrays")
+        logits = numbers(words, name=_TYPED, axis=args.axis)
     else:
         logits = read_logits(words[0], key=args.key, axis=args.axis)
     if args.row is not None and not 0 <= args.row < logits.shape[0]:

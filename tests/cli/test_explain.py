@@ -1,6 +1,7 @@
 """`jaxsoftjac explain`: the numbers are those of numpy, in text and in Markdown."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,12 @@ def test_a_temperature_is_said(capsys, style):
     assert "at z = x / 4 = (0.5, 0.25)" in text
     assert "1/T of that by z" in " ".join(text.split())
     assert "temperature" not in explain(capsys, "2", "1", "--format", style)
+
+
+@pytest.mark.parametrize("style", ["text", "markdown"])
+def test_the_row_of_a_file_and_its_classes_are_named(capsys, tmp_path, monkeypatch, style):
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text("cat,dog,pig\n1,2,3\n4,5,7\n")
+    text = " ".join(explain(capsys, "x.csv", "--row", "1", "--format", style).split())
+    assert "Row 1 of x.csv. The classes are 0 cat, 1 dog, 2 pig." in text
+    assert "Row" not in explain(capsys, "1", "2", "--format", style)
