@@ -72,7 +72,8 @@ def _plain(value: float) -> str:
 def _as_text(title: str, note: str, steps: Iterable[Step], encoding: str) -> Iterator[str]:
     yield from _wrapped(title, "", encoding)
     if note:
-        yield from ("", *textwrap.wrap(spell(note, encoding), 80))
+        room = textwrap.TextWrapper(80, break_on_hyphens=False, break_long_words=False)
+        yield from ("", *room.wrap(spell(note, encoding)))  # names of files stay whole
     for index, (heading, parts) in enumerate(steps, 1):
         yield from ("", *_wrapped(f"{index}. {heading}", "", encoding), "")
         for part in parts:

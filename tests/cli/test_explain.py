@@ -93,10 +93,10 @@ def test_confident_logits_keep_their_digits(capsys):
     assert "nan" not in text
 
 
-def test_a_wide_row_is_shortened_around_its_label(capsys, tmp_path):
-    np.save(tmp_path / "x.npy", np.linspace(0, 3, 400).reshape(2, 200))
-    argv = [str(tmp_path / "x.npy"), "--row", "1", "--label", "50"]
-    text = explain(capsys, *argv)
+def test_a_wide_row_is_shortened_around_its_label(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.linspace(0, 3, 400).reshape(2, 200))
+    text = explain(capsys, "x.npy", "--row", "1", "--label", "50")
     assert "z = (1.50376, 1.51128, 1.5188, …, 2.98496, 2.99248, 3)" in " ".join(text.split())
     shown = re.findall(r"^ +(\d+|…) ", text.split("Cross-entropy")[1], flags=re.M)
     assert shown[:14] == [*"012345", "…", "50", "…", "194", "195", "196", "197", "198"]
@@ -156,3 +156,11 @@ def test_the_row_of_a_file_and_its_classes_are_named(capsys, tmp_path, monkeypat
     text = " ".join(explain(capsys, "x.csv", "--row", "1", "--format", style).split())
     assert "Row 1 of x.csv. The classes are 0 cat, 1 dog, 2 pig." in text
     assert "Row" not in explain(capsys, "1", "2", "--format", style)
+
+
+def test_the_name_of_a_file_is_not_broken(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "-".join(["of_a_long_name"] * 9) + ".csv"
+    Path(name).write_text("1,2,3\n")
+    assert _main.main(["explain", name]) == 0
+    assert f"{name}." in capsys.readouterr().out.split()
