@@ -42,7 +42,6 @@ with `where=x > jnp.finfo(x.dtype).min / 2`: masked logits are huge negative num
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ from jaxsoftjac._rules import compiled
 from jaxsoftjac.attention._arguments import flag, scalar
 from jaxsoftjac.attention._plan import softcap_of, two_ints
 from jaxsoftjac.diagnostics._flow import GradientFlow, gradient_flow
-from jaxsoftjac.sparse._functions import alpha_in_range, parts_of
+from jaxsoftjac.sparse._functions import alpha_in_range, parts_of, whole_of
 
 _BLOCK_ELEMENTS = 2**20  # of logits at a time, where one query of all heads has fewer
 
@@ -157,7 +156,7 @@ def _flow_of_blocks(
 ) -> GradientFlow:
     (q, k), (bias, mask), (factor, softcap) = heads, maps, numbers
     T, S = q.shape[-3], k.shape[-3]
-    of_rows: Any = traced if alpha is None else alpha
+    of_rows = whole_of(alpha, traced)
 
     def block(start: jax.Array) -> GradientFlow:
         t = jnp.minimum(start + jnp.arange(size), T - 1)

@@ -11,7 +11,7 @@ units of the second largest s, which is their size.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxsoftjac._checks import Axis, as_real, broadcast_where, canonical_axes, w
 from jaxsoftjac._rows import LAST, nan_unless
 from jaxsoftjac._rules import compiled
 from jaxsoftjac.operators._extremes import excess_of_largest, excess_of_smallest
-from jaxsoftjac.sparse._functions import checked_alpha, family_rows, parts_of
+from jaxsoftjac.sparse._functions import checked_alpha, family_rows, parts_of, whole_of
 from jaxsoftjac.sparse._powers import log_weights
 
 _UNIT = 2.0**-24  # unit roundoff of float32
@@ -136,7 +136,7 @@ def _flow_of_rows(
 ) -> GradientFlow:
     if alpha == 1:
         return _flow(rows)
-    of_rows: Any = traced if alpha is None else alpha
+    of_rows = whole_of(alpha, traced)
     log_p, log_s, is_softmax = _family(rows, of_rows)
     return _flow(log_s, log_p, jnp.sum(rows != -jnp.inf, -1, keepdims=True), is_softmax)
 

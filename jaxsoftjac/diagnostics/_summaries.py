@@ -1,6 +1,6 @@
 """The gradient flow of many rows: its quantiles, and what becomes of it over temperatures."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxsoftjac._checks import Axis, as_array, as_real, canonical_axes, checked_number, wide
 from jaxsoftjac._rules import compiled
 from jaxsoftjac.diagnostics._flow import GradientFlow, gradient_flow
-from jaxsoftjac.sparse._functions import alpha_in_range, parts_of
+from jaxsoftjac.sparse._functions import alpha_in_range, parts_of, whole_of
 
 
 class FlowSummary(NamedTuple):
@@ -151,7 +151,7 @@ def _flows(
     alpha: float | None,
     axes: tuple[int, ...],
 ) -> GradientFlow:
-    of_rows: Any = traced if alpha is None else alpha
+    of_rows = whole_of(alpha, traced)
 
     def at(temperature: jax.Array) -> GradientFlow:
         positive = jnp.where(temperature > 0, temperature, jnp.nan)

@@ -18,7 +18,7 @@ from jaxsoftjac._pivots import where_positive
 from jaxsoftjac._rows import ClassAxes, depth, in_range, is_label, largest, nan_unless, top_of
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.losses._arguments import checked_arguments
-from jaxsoftjac.sparse._functions import checked_alpha, family_rows
+from jaxsoftjac.sparse._functions import checked_alpha, family_rows, parts_of, whole_of
 from jaxsoftjac.sparse._powers import Beta, deformed_log, deformed_log_slope, is_number, power
 
 
@@ -68,8 +68,7 @@ def entmax_loss(
     """
     x = as_real("logits", logits)
     axes = canonical_axes(as_index("axis", axis), x.ndim)
-    of_rows = checked_alpha(alpha, x, ClassAxes(axes))
-    known, traced = (of_rows, None) if isinstance(of_rows, float) else (None, of_rows)
+    known, traced = parts_of(checked_alpha(alpha, x, ClassAxes(axes)))
     return _entmax_loss(
         x,
         as_array("labels", labels),
@@ -114,7 +113,7 @@ class _Family(NamedTuple):
 
     def alpha_of(self, traced: jax.Array | None) -> Beta:
         """α, the number or the array."""
-        return traced if self.alpha is None else self.alpha  # pyright: ignore[reportReturnType]
+        return whole_of(self.alpha, traced)
 
 
 # Integer labels.

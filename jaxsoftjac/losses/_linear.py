@@ -74,9 +74,9 @@ def linear_cross_entropy(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Cross-entropy of the logits z = hidden @ kernel + bias: w·(logsumexp z − z_label).
 
-    As `cross_entropy`, exact in the tails, but the logits are computed in blocks of classes and
-    never held, in any mode or order. A gradient takes four products of size N×D×V: three, with
-    the logits of a tile of examples held at once, were measured to be no faster.
+    As `cross_entropy`, exact in the tails, but the logits are computed in blocks of classes, of
+    which one at a time is held, in every mode and order. A gradient takes four products of size
+    N×D×V: three, with the logits of a tile of examples held at once, were measured to be no faster.
 
     Cost: O(N·D·V) time; O((N + V)·D + N·block) memory, in every mode and order.
 

@@ -1,6 +1,7 @@
 """sparsemax and entmax: their arguments, and their rule of differentiation."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def _entmax(
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
     top = largest(x, classes)
-    p = family_rows(x, alpha if alpha is not None else traced, classes)
+    p = family_rows(x, whole_of(alpha, traced), classes)
     if traced is not None:
         p = p + 0 * lax.stop_gradient(traced).astype(x.dtype)  # NaN out of range
     if where is None:
@@ -130,6 +131,11 @@ def checked_alpha(alpha: ArrayLike, x: jax.Array, classes: ClassAxes) -> float |
 def parts_of(alpha: float | jax.Array) -> tuple[float | None, jax.Array | None]:
     """α as what can be static and what can be traced, one of them None."""
     return (None, alpha) if isinstance(alpha, jax.Array) else (alpha, None)
+
+
+def whole_of(known: float | None, traced: jax.Array | None) -> Any:
+    """α of its two parts."""
+    return traced if known is None else known
 
 
 def family_rows(x: jax.Array, alpha: float | jax.Array | None, classes: ClassAxes) -> jax.Array:

@@ -231,3 +231,9 @@ def test_bad_input_names_the_argument_and_what_it_got(error, change, message):
     given = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     with pytest.raises(error, match=f"(?s){message}"):
         dot_product_attention(**(given | change))
+
+
+def test_the_mean_of_values_near_the_largest_number_is_one():
+    q, v = jnp.ones((1, 1, 1, 2), jnp.float32), jnp.full((1, 2, 1, 2), 3e38, jnp.float32)
+    output = dot_product_attention(q, jnp.ones_like(v), v)
+    np.testing.assert_allclose(output, v[:, :1], rtol=1e-6)

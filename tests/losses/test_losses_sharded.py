@@ -85,6 +85,8 @@ def gradients(x, labels):
         "cross_entropy": lambda x: jsj.cross_entropy(x, labels, label_smoothing=0.1),
         "entropy": jsj.entropy,
         "kl_divergence": lambda x: jsj.kl_divergence(x, jnp.sin(x)),
+        "softmax": lambda x: jsj.softmax(x) * jnp.cos(x),
+        "log_softmax": lambda x: jsj.log_softmax(x) * jnp.cos(x),
     }
     each = {name: lambda x, f=f: jnp.sum(f(x)) for name, f in losses.items()}
     return {name: jax.value_and_grad(f)(x) for name, f in each.items()}

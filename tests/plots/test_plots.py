@@ -199,3 +199,14 @@ def test_the_heat_map_is_not_blank_on_flat_rows(K):
     shades = np.abs(np.asarray(image.norm(image.get_array())) - 0.5)  # 0.5 is white
     off_diagonal = shades[~np.eye(len(shades), dtype=bool)]
     assert np.median(off_diagonal) > 0.1
+
+
+def test_a_flow_of_0_has_no_place_on_a_logarithmic_scale():
+    """For α > 1 J is 0 where one class has all of the row, as here below T = 1."""
+    sweep = temperature_sweep(jnp.asarray([2.0, 1, 0.5, -1]), [0.25, 0.5, 1, 2], alpha=1.5)
+    figure = plot_temperature_sweep(sweep, alpha=1.5)
+    gain = next(a for a in figure.axes if PANELS.get(a.get_title()) == "gradient_gain")
+    line = gain.lines[0]
+    heights = gain.yaxis.get_transform().transform(np.asarray(line.get_ydata(), float))
+    assert not np.any(np.isfinite(heights[:2]))
+    assert np.all(np.isfinite(heights[2:]))
