@@ -12,11 +12,8 @@ import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from jaxsoftjac.regression._fit import (
-    FittedRegression,
-    fit_softmax_regression,
-    softmax_regression_path,
-)
+from jaxsoftjac.regression._fit import fit_softmax_regression, softmax_regression_path
+from jaxsoftjac.regression._fitted import FittedRegression
 from jaxsoftjac.regression._intervals import PredictionIntervals, softmax_regression_intervals
 from jaxsoftjac.regression._summary import RegressionSummary, summarise_softmax_regression
 
@@ -36,6 +33,11 @@ if _TYPE_CHECKING or "pdoc" in _sys.modules:
     from jaxsoftjac.regression._estimator import SoftmaxRegression as SoftmaxRegression
 
     __all__ += ["SoftmaxRegression"]
+
+
+def __dir__() -> list[str]:
+    """Every name, the classifier too."""
+    return sorted({*globals(), "SoftmaxRegression"})
 
 
 def __getattr__(name: str) -> _Any:

@@ -34,7 +34,7 @@ def checked_data(
     if weights.shape != x.shape[:1]:
         raise ValueError(f"`weights` must have shape {x.shape[:1]}, got {weights.shape}")
     _check_values("weights", weights, least=0)
-    if _is_known(weights) and not _extremes(weights)[1] > 0:
+    if is_known(weights) and not _extremes(weights)[1] > 0:
         raise ValueError("`weights` must not all be zero")
     return x, labels, weights.astype(x.dtype), num_classes
 
@@ -44,7 +44,7 @@ def check_options(solver: str, *, l2: Any, tol: Any, max_iterations: Any) -> Non
     if solver not in get_args(Solver):
         raise ValueError(f"`solver` must be one of {', '.join(get_args(Solver))}, got {solver!r}")
     for name, value in (("l2", l2), ("tol", tol)):
-        if value is not None and _is_known(value):
+        if value is not None and is_known(value):
             checked_number(name, value, "be ≥ 0 and finite", lambda v: 0 <= v < np.inf)
     if max_iterations is not None:
         as_count("max_iterations", max_iterations, 0)
@@ -62,7 +62,7 @@ def checked_path(l2: ArrayLike) -> jax.Array:
 def _checked_labels(
     labels: ArrayLike, count: int, num_classes: int | None
 ) -> tuple[jax.Array, int]:
-    if not _is_known(labels) or isinstance(labels, jax.Array):
+    if isinstance(labels, jax.Array):
         labels = as_array("labels", labels)
     else:
         labels = _as_numbers(labels)
@@ -90,7 +90,7 @@ def _as_numbers(labels: Any) -> jax.Array:
 def _number_of_classes(labels: jax.Array, num_classes: int | None) -> int:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`labels` must be integers, or probabilities, got {labels.dtype.name}")
-    if not _is_known(labels):
+    if not is_known(labels):
         if num_classes is None:
             raise ValueError("`num_classes` must be given under jit")
         return num_classes
@@ -104,7 +104,7 @@ def _number_of_classes(labels: jax.Array, num_classes: int | None) -> int:
 
 
 def _check_values(name: str, a: jax.Array, least: float | None = None) -> None:
-    if not _is_known(a) or not a.size:
+    if not is_known(a) or not a.size:
         return
     lowest, highest = _extremes(a)
     if not -np.inf < lowest <= highest < np.inf:
@@ -122,6 +122,6 @@ def _extremes(a: jax.Array) -> tuple[float, float]:
         return jnp.min(a).item(), jnp.max(a).item()
 
 
-def _is_known(a: Any) -> bool:
+def is_known(a: Any) -> bool:
     """Whether values can be read: not under a transformation, nor on devices of others."""
     return not isinstance(a, Tracer) and getattr(a, "is_fully_addressable", True)

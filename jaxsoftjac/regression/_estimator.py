@@ -11,9 +11,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from jaxsoftjac._checks import as_count, checked_number
 from jaxsoftjac.functions import log_softmax
 from jaxsoftjac.regression._arguments import Solver
 from jaxsoftjac.regression._fit import fit_softmax_regression
+from jaxsoftjac.regression._fitted import FittedRegression
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):
@@ -43,6 +45,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         n_iter_: number of steps, [1].
         converged_: whether `tol` was reached at a minimiser.
         separated_: whether there is none: separable classes, and no penalty.
+        fit_: the `FittedRegression`, of NumPy arrays, for summaries and intervals; its labels are
+            places in `classes_`.
         n_features_in_: D.
         feature_names_in_: the names of the columns, if they have any.
 
@@ -58,6 +62,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     n_iter_: np.ndarray
     converged_: bool
     separated_: bool
+    fit_: FittedRegression
     set_fit_request: Any
     """Whether `fit` is to get `sample_weight` from a meta-estimator, by metadata routing."""
     set_score_request: Any
@@ -97,6 +102,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         K = len(self.classes_)
         if K < 2:
             raise ValueError(f"`y` must have at least 2 classes, got {K} class")
+        if self.max_iter is not None:
+            as_count("max_iter", self.max_iter, 0)
         weights = self._weights(y, labels, sample_weight)
         X, labels, padded = _padded(X, labels, weights)
         with jax.enable_x64(True):
@@ -110,7 +117,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
                 tol=self.tol,
                 max_iterations=self.max_iter,
             )
-        coefficients, intercept = np.asarray(fit.kernel).T, np.asarray(fit.bias)
+        self.fit_ = jax.tree.map(np.asarray, fit)
+        coefficients, intercept = self.fit_.kernel.T, self.fit_.bias
         if K == 2:
             coefficients, intercept = (a[1:] - a[:1] for a in (coefficients, intercept))
         self.coef_, self.intercept_ = coefficients, intercept
@@ -130,8 +138,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         logits = self._logits(X)
         if len(self.classes_) == 2:
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        padded = np.pad(logits, ((0, _padding(len(logits))), (0, 0)))
         with jax.enable_x64(True):
-            return np.asarray(log_softmax(logits, axis=1))
+            return np.asarray(log_softmax(padded, axis=1))[: len(logits)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities [N, K]."""
@@ -164,6 +173,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             )
         if weights.shape != y.shape:
             raise ValueError(f"`sample_weight` must have shape {y.shape}, got {weights.shape}")
+        if np.any(weights < 0):
+            raise ValueError(f"`sample_weight` must be ≥ 0, got {np.min(weights)}")
         if self.class_weight is None:
             return weights
         if self.class_weight == "balanced":
@@ -176,9 +187,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def _penalty(self, K: int, weights: np.ndarray) -> float:
         """The penalty of ‖kernel‖², which for two classes is half of ‖coef_‖²."""
         if self.l2 is None:
-            if not self.C > 0:
-                raise ValueError(f"`C` must be > 0, got {self.C}")
-            penalty = 1 / (self.C * max(np.sum(weights), np.finfo(float).tiny))
+            C = checked_number("C", self.C, "be > 0", lambda C: C > 0)
+            penalty = 1 / (C * max(np.sum(weights), np.finfo(float).tiny))
         else:
             penalty = self.l2
         return float(2 * penalty if K == 2 else penalty)
@@ -187,11 +197,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 def _padded(
     features: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The data with examples of weight 0 at their end.
-
-    Data sets of nearly the same size, as the folds of a search, share one compiled program.
-    """
-    more = -len(labels) % max(64, 2 ** max(0, len(labels).bit_length() - 3))
+    """The data with examples of weight 0 at their end."""
+    more = _padding(len(labels))
     rows = np.concatenate([features, np.repeat(features[:1], more, axis=0)])
     labels = np.append(labels, np.repeat(labels[:1], more))
     return rows, labels, np.append(weights, np.zeros(more))
+
+
+def _padding(count: int) -> int:
+    """How many rows to add, so that nearly as many, as in folds, share one compiled program."""
+    return -count % max(64, 2 ** max(0, count.bit_length() - 3))

@@ -1,7 +1,7 @@
 """`fit_softmax_regression`: a fit, its derivatives, and a path of fits."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import checked_number
 from jaxsoftjac._rules import compiled
-from jaxsoftjac.functions import log_softmax
 from jaxsoftjac.regression._arguments import (
     Solver,
     check_options,
@@ -19,6 +17,7 @@ from jaxsoftjac.regression._arguments import (
     checked_path,
     default_tol,
 )
+from jaxsoftjac.regression._fitted import Coefficients, FittedRegression, checked_start
 from jaxsoftjac.regression._loop import minimise
 from jaxsoftjac.regression._scaling import scaled
 from jaxsoftjac.regression._separation import way_to_go
@@ -34,35 +33,6 @@ from jaxsoftjac.regression._steps import (
 _SOLVERS = {"newton-cg": newton_cg, "newton-cholesky": newton_cholesky, "lbfgs": lbfgs}
 _STEPS = {"newton-cg": 100, "newton-cholesky": 100, "lbfgs": 2000}
 _FAR = 0.2  # nats by which the logits still move at the answer where there is no minimiser
-
-
-class FittedRegression(NamedTuple):
-    """A fitted model of log p = log_softmax(features @ kernel + bias).
-
-    >>> fit = fit_softmax_regression(jnp.arange(4.0)[:, None], [0, 1, 0, 1], l2=0.1)
-    >>> print(fit.converged, fit.separated, fit.kernel.shape)
-    True False (1, 2)
-    """
-
-    kernel: jax.Array  # [D, K], with sum 0 over the classes
-    bias: jax.Array  # [K], with sum 0
-    loss: jax.Array  # mean cross-entropy + l2/2·‖kernel‖²
-    gradient_norm: jax.Array  # of the loss by (kernel, bias)
-    iterations: jax.Array
-    converged: jax.Array  # at a minimiser
-    standard_errors: tuple[jax.Array, jax.Array] | None  # of kernel and bias
-    separated: jax.Array  # whether classes can be separated and no penalty holds the coefficients
-
-    def predict_log_proba(self, features: ArrayLike) -> jax.Array:
-        """Log-probabilities [..., K] of features [..., D].
-
-        >>> fit = fit_softmax_regression(jnp.arange(4.0)[:, None], [0, 1, 0, 1], l2=0.1)
-        >>> log_p = fit.predict_log_proba([[3.0]])
-        >>> print(f"{jnp.exp(log_p[0, 1]):.2f}")
-        0.75
-        """
-        logits = jnp.asarray(features, self.kernel.dtype) @ self.kernel
-        return log_softmax(logits + jnp.broadcast_to(self.bias, logits.shape))
 
 
 def fit_softmax_regression(
@@ -94,13 +64,14 @@ def fit_softmax_regression(
 
     Cost per step: O(N·D·K) time for each product with the Hessian, O(N·D²·K²) for a factorised one,
     and O((D·K)²) memory for that alone; a copy of the features, and of float64 features a second
-    in float32.
+    in float32. The first fit of a number of examples, features and classes compiles for seconds.
 
     Args:
         features: real array [N, D]; its rows may be split over devices.
         labels: integers [N], or probabilities [N, K].
         l2: penalty ≥ 0. Separable classes have no minimiser at 0: `separated` is True of what is
-            returned then, and `converged` False.
+            returned then, and `converged` False. With a penalty, the bias of a class without
+            examples still has none: it is as far below the others as `tol` asks for.
         num_classes: K; by default one more than the largest label. Needed under `jit`.
         weights: factors ≥ 0 of the examples, [N]; their mean is weighted.
         solver: one of the three above.
@@ -117,7 +88,8 @@ def fit_softmax_regression(
         the data leave open is finite, and 0 for a constant feature.
 
     Raises:
-        TypeError: `features` or `weights` is boolean or complex, or labels are not numbers.
+        TypeError: `features` or `weights` is boolean or complex, labels are not numbers, or `start`
+            is no fit.
         ValueError: a shape does not fit, a label is not in [0, K), features are not finite, weights
             are negative, not finite or all 0, an option is out of range, or `num_classes` is
             needed and absent. Values are checked where they are known, outside `jit`.
@@ -129,16 +101,15 @@ def fit_softmax_regression(
     """
     x, labels, weights, K = checked_data(features, labels, weights, num_classes)
     check_options(solver, l2=l2, tol=tol, max_iterations=max_iterations)
-    static = {"K": K, "solver": solver, "steps": max_iterations or _STEPS[solver]}
-    if max_iterations is not None:
-        static["steps"] = max_iterations
+    begin = checked_start(start, x.shape[1], K, x.dtype)
     tol = default_tol(x.dtype) if tol is None else tol
-    numbers = jnp.asarray(l2, x.dtype), jnp.asarray(tol, x.dtype)
-    fit: Any = partial(_fit, standard_errors=standard_errors, **static)
+    steps = _STEPS[solver] if max_iterations is None else max_iterations
+    numbers = jnp.asarray(l2, x.dtype), jnp.asarray(tol, x.dtype), jnp.asarray(steps, jnp.int32)
+    fit: Any = partial(_fit, K=K, solver=solver, standard_errors=standard_errors)
     mesh = jax.typeof(x).sharding.mesh
     if mesh.explicit_axes:  # sums over rows that are split: the compiler knows where they go
         fit = jax.sharding.auto_axes(fit, out_sharding=jax.NamedSharding(mesh, jax.P()))
-    return fit(x, labels, weights, *numbers, start)
+    return fit(x, labels, weights, *numbers, begin)
 
 
 def softmax_regression_path(
@@ -172,11 +143,10 @@ def softmax_regression_path(
     solver, steps = options.get("solver", "newton-cg"), options.get("max_iterations")
     check_options(solver, l2=None, tol=tol, max_iterations=steps)
     D = x.shape[1]
-    kernel, bias = (
-        (jnp.zeros((D, K)), jnp.zeros(K)) if start is None else (start.kernel, start.bias)
-    )
-    start = _start_of(jnp.asarray(kernel, x.dtype), jnp.asarray(bias, x.dtype))
-    return _path(x, labels, weights, penalties, start, tol, num_classes=K, **options)
+    begin = checked_start(start, D, K, x.dtype)
+    if begin is None:
+        begin = jnp.zeros((D, K), x.dtype), jnp.zeros(K, x.dtype)
+    return _path(x, labels, weights, penalties, begin, tol, num_classes=K, **options)
 
 
 @compiled("num_classes", "solver", "max_iterations", "standard_errors")
@@ -185,46 +155,41 @@ def _path(
     labels: jax.Array,
     weights: jax.Array,
     penalties: jax.Array,
-    start: FittedRegression,
+    start: Coefficients,
     tol: Any,
     **options: Any,
 ) -> FittedRegression:
-    def one(start: FittedRegression, penalty: jax.Array) -> tuple[Any, FittedRegression]:
+    def one(before: FittedRegression, penalty: jax.Array) -> tuple[Any, FittedRegression]:
         result = fit_softmax_regression(
-            x, labels, l2=penalty, weights=weights, tol=tol, start=start, **options
+            x, labels, l2=penalty, weights=weights, tol=tol, start=before, **options
         )
-        return _start_of(result.kernel, result.bias), result
+        return before._replace(kernel=result.kernel, bias=result.bias), result
 
-    return lax.scan(one, start, penalties)[1]
-
-
-def _start_of(kernel: jax.Array, bias: jax.Array) -> FittedRegression:
-    """A fit of which only the coefficients are known."""
-    nothing = jnp.zeros([], kernel.dtype)
-    never = jnp.zeros([], bool)
-    return FittedRegression(
-        kernel, bias, nothing, nothing, jnp.zeros([], jnp.int32), never, None, never
+    nothing, (kernel, bias) = jnp.zeros([], x.dtype), start
+    begin = FittedRegression(
+        kernel, bias, nothing, nothing, nothing, nothing, standard_errors=None, separated=nothing
     )
+    return lax.scan(one, begin, penalties)[1]
 
 
-@partial(jax.jit, static_argnames=("K", "solver", "steps", "standard_errors"))
+@partial(jax.jit, static_argnames=("K", "solver", "standard_errors"))
 def _fit(
     x: jax.Array,
     labels: jax.Array,
     weights: jax.Array,
     l2: jax.Array,
     tol: jax.Array,
-    start: FittedRegression | None,
+    steps: jax.Array,
+    start: Coefficients | None,
     *,
     K: int,
     solver: Solver,
-    steps: int,
     standard_errors: bool,
 ) -> FittedRegression:
     total = jnp.sum(weights)
     shares = weights / jnp.maximum(total, jnp.finfo(x.dtype).tiny)
     problem, scaling = scaled(x, labels, shares, l2, K)
-    first = None if start is None else lax.stop_gradient(scaling.theta(start.kernel, start.bias))
+    first = None if start is None else lax.stop_gradient(scaling.theta(*start))
     theta, (iterations, ended, moves, gradient) = _solution(problem, first, tol, solver, steps)
     kernel, bias = scaling.coefficients(theta)
     by_coefficients = jax.linear_transpose(scaling.theta, kernel, bias)(gradient)
@@ -243,11 +208,13 @@ def _fit(
         (ended > 0) & ~separated,
         errors,
         separated,
+        l2,
+        total,
     )
 
 
 def _solution(
-    problem: Problem, start: jax.Array | None, tol: jax.Array, solver: Solver, steps: int
+    problem: Problem, start: jax.Array | None, tol: jax.Array, solver: Solver, steps: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """θ where the gradient is 0, a differentiable function of the problem, and how it went."""
     shape, held = (problem.classes, problem.x.shape[1]), lax.stop_gradient(problem[:4])
@@ -267,25 +234,3 @@ def _solution(
     return lax.custom_root(
         jax.grad(problem.objective), guess, solve, partial(tangent_solve, constant), has_aux=True
     )
-
-
-def checked_fit(
-    fit: FittedRegression,
-    features: ArrayLike,
-    labels: ArrayLike,
-    weights: ArrayLike | None,
-    l2: ArrayLike,
-    confidence: float,
-) -> tuple[jax.Array, ...]:
-    """The data of a fit, its penalty, kernel and bias in their dtype, and whether `separated`."""
-    if not isinstance(fit, FittedRegression):
-        got = type(fit).__name__
-        raise TypeError(f"`fit` must be what `fit_softmax_regression` returns, got {got}")
-    x, labels, weights, _ = checked_data(features, labels, weights, fit.bias.shape[0])
-    D = fit.kernel.shape[0]
-    if x.shape[1] != D:
-        raise ValueError(f"`features` must have shape (N, {D}) for this `fit`, got {x.shape}")
-    checked_number("confidence", confidence, "lie in (0, 1)", lambda p: 0 < p < 1)
-    checked_number("l2", l2, "be ≥ 0 and finite", lambda l2: 0 <= l2 < float("inf"))
-    numbers = (jnp.asarray(a, x.dtype) for a in (l2, fit.kernel, fit.bias))
-    return x, labels, weights, *numbers, jnp.asarray(fit.separated)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_real
 from jaxsoftjac.functions import logsumexp, softmax
-from jaxsoftjac.regression._fit import FittedRegression, checked_fit
+from jaxsoftjac.regression._fitted import FittedRegression, checked_fit
 from jaxsoftjac.regression._scaling import Scaling, scaled
 from jaxsoftjac.regression._standard_errors import Covariance, covariance_of
 from jaxsoftjac.regression._steps import class_differences
@@ -39,7 +39,7 @@ def softmax_regression_intervals(
     labels: ArrayLike,
     new_features: ArrayLike,
     *,
-    l2: ArrayLike = 0.0,
+    l2: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> PredictionIntervals:
@@ -57,8 +57,8 @@ def softmax_regression_intervals(
         features: [N, D].
         labels: as for `fit_softmax_regression`.
         new_features: [M, D], the rows to predict.
-        l2: the penalty of the fit.
-        weights: the weights of the fit; the sum of them counts as the number of examples.
+        l2: a penalty other than that of the fit.
+        weights: those that the fit had; the sum of them counts as the number of examples.
         confidence: probability of an interval.
 
     Returns:
@@ -67,14 +67,14 @@ def softmax_regression_intervals(
 
     Raises:
         TypeError: as `fit_softmax_regression`.
-        ValueError: as `fit_softmax_regression`, an option is out of range, or the fit is of other
-            features.
+        ValueError: as `fit_softmax_regression`, an option is out of range, or the fit is a
+            path, of other features, or of weights with another sum.
 
     Examples:
         >>> from jaxsoftjac.regression import fit_softmax_regression
         >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), [0, 1, 0, 1]
         >>> fit = fit_softmax_regression(x, labels, l2=0.1)
-        >>> likely = softmax_regression_intervals(fit, x, labels, [[1.5], [3.0]], l2=0.1)
+        >>> likely = softmax_regression_intervals(fit, x, labels, [[1.5], [3.0]])
         >>> for p, low, high in zip(*(a[:, 1] for a in (likely[0], *likely[2:]))):
         ...     print(f"{p:.2f} from {low:.2f} to {high:.2f}")
         0.50 from 0.11 to 0.89

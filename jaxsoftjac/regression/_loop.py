@@ -46,7 +46,7 @@ def minimise(
     shape: tuple[int, int],
     start: jax.Array | None,
     tol: jax.Array,
-    steps: int,
+    steps: jax.Array,
 ) -> Minimum:
     """Minimises a convex function of θ [K, D + 1] from `start` on, or from 0.
 

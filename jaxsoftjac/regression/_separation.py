@@ -26,7 +26,7 @@ def way_to_go(problem: Problem, end: Minimum) -> jax.Array:
     slopes = -jnp.sum(end.gradient * step, axis=1)
     along = _unit(along)
     centred = along - jnp.sum(sigma * along, axis=0, keepdims=True)
-    weighted = problem.weights[None] * sigma
+    weighted = problem.masses[None] * sigma
     together = _way(jnp.sum(slopes), jnp.max(sizes), jnp.sum(weighted * centred**2))
     variance = jnp.sum(weighted * (1 - sigma), axis=1)
     alone = _way(slopes, sizes, jnp.sum(weighted * (1 - sigma) * _unit(along, 1) ** 2, axis=1))

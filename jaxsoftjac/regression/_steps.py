@@ -43,6 +43,13 @@ class Problem(NamedTuple):
         x, labels, weights, penalty = (low(a) for a in self[:4])
         return Problem(x, labels, weights, penalty, self.classes)
 
+    @property
+    def masses(self) -> jax.Array:
+        """What the curvature of each example is multiplied by, w·Σt."""
+        if self.labels.ndim == 1:
+            return self.weights
+        return self.weights * jnp.sum(self.labels, axis=1, dtype=self.weights.dtype)
+
     def logits(self, theta: jax.Array) -> jax.Array:
         """Logits [K, N]: rows of examples are contiguous, whatever the number of classes."""
         return jnp.einsum("kd,nd->kn", theta, self.x, precision="highest")
@@ -58,7 +65,7 @@ class Problem(NamedTuple):
 def newton_cg(problem: Problem) -> tuple[Direction, Any]:
     """Directions by preconditioned conjugate gradients in float32, O(N·D·K) each."""
     low = problem.in_float32()
-    x, weights, penalty = low.x, low.weights[None], low.penalty[None]
+    x, weights, penalty = low.x, low.masses[None], low.penalty[None]
     first, refreshed, precondition = _preconditioner(low)
 
     def direction(
@@ -102,7 +109,7 @@ def _preconditioner(
     problem: Problem,
 ) -> tuple[_Preconditioner, Callable[..., _Preconditioner], Callable[..., jax.Array]]:
     """The first memory, (memory, c) → memory, and (memory, r) → preconditioned r."""
-    x, weights, penalty = problem.x, problem.weights, problem.penalty
+    x, weights, penalty = problem.x, problem.masses, problem.penalty
     is_dense = x.shape[1] <= _KRONECKER_FEATURES
     eye = jnp.eye(x.shape[1] if is_dense else 0, dtype=x.dtype)
     if is_dense:
@@ -156,7 +163,7 @@ def dense_hessian(problem: Problem, theta: jax.Array) -> jax.Array:
     Its blocks are xᵀ diag(c) x, with c the covariance under σ of two vectors of the basis. They are
     computed one by one, so that memory is not multiplied by N.
     """
-    x, weights, basis = problem.x, problem.weights, class_differences(theta)
+    x, weights, basis = problem.x, problem.masses, class_differences(theta)
     sigma = softmax(problem.logits(theta), axis=0)
     rows, columns = np.triu_indices(basis.shape[0])
 

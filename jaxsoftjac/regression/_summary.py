@@ -10,7 +10,7 @@ from jax.scipy.special import erfc, ndtri
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index
-from jaxsoftjac.regression._fit import FittedRegression, checked_fit
+from jaxsoftjac.regression._fitted import FittedRegression, checked_fit
 from jaxsoftjac.regression._scaling import scaled
 from jaxsoftjac.regression._standard_errors import standard_errors
 
@@ -95,7 +95,7 @@ def summarise_softmax_regression(
     features: ArrayLike,
     labels: ArrayLike,
     *,
-    l2: ArrayLike = 0.0,
+    l2: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     reference: int | None = 0,
     confidence: float = 0.95,
@@ -111,8 +111,8 @@ def summarise_softmax_regression(
         fit: of the data that follow.
         features: [N, D].
         labels: as for `fit_softmax_regression`.
-        l2: the penalty of the fit.
-        weights: the weights of the fit; the sum of them counts as the number of examples.
+        l2: a penalty other than that of the fit.
+        weights: those that the fit had; the sum of them counts as the number of examples.
         reference: class whose coefficients are subtracted from those of the others, which are the
             M = K − 1 columns; None for those of sum 0 over the classes, M = K.
         confidence: probability of an interval.
@@ -123,8 +123,8 @@ def summarise_softmax_regression(
 
     Raises:
         TypeError: as `fit_softmax_regression`.
-        ValueError: as `fit_softmax_regression`, an option is out of range, or the fit is of other
-            features.
+        ValueError: as `fit_softmax_regression`, an option is out of range, or the fit is a
+            path, of other features, or of weights with another sum.
 
     Examples:
         >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), [0, 1, 0, 1]
