@@ -78,6 +78,17 @@ def checked_number(
     return as_real(name, value) if isinstance(value, jax.Array) else float(known)
 
 
+def checked_key(name: str, key: ArrayLike) -> jax.Array:
+    """A single random key, typed or raw."""
+    key = as_array(name, key)
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not is_typed and key.dtype != jnp.uint32:
+        raise TypeError(f"`{name}` must be a random key, got dtype {key.dtype}")
+    if key.ndim != (0 if is_typed else 1):
+        raise ValueError(f"`{name}` must be a single random key, got shape {key.shape}")
+    return key
+
+
 def check_function(name: str, value: Any) -> None:
     """Raises unless `value` can be called."""
     if not callable(value):
@@ -109,6 +120,8 @@ def canonical_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         return tuple(range(ndim))
     axis = as_axis(axis)
     axis = axis if isinstance(axis, tuple) else (axis,)
+    if axis and not ndim:
+        raise ValueError(f"`axis` must be None or () for a number, which has no axis, got {axis}")
     if any(not -ndim <= a < ndim for a in axis):
         raise ValueError(f"`axis` must lie in [{-ndim}, {ndim}) for {ndim} dimensions, got {axis}")
     axes = tuple(a % ndim for a in axis)

@@ -62,6 +62,7 @@ WITH_LOOPS = {
     "gradient_flow, entmax": lambda x: jsj.gradient_flow(x, alpha=1.5),
     "attention_flow": lambda x: jsj.attention_flow(x[:, None], x[:, None], is_causal=True),
     "temperature_sweep": lambda x: jsj.diagnostics.temperature_sweep(x, [0.5, 1.0]),
+    "EntmaxJacobian": lambda x: jsj.EntmaxJacobian.from_logits(x, 1.5).mv(x),
     "softmax_regression_path": lambda x: jsj.regression.softmax_regression_path(
         x, [0, 1] * 3, l2=[1.0, 0.1]
     ),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_array, as_real
+from jaxsoftjac._checks import as_array, as_real, checked_key
 
 
 def checked_operands(
@@ -108,14 +108,3 @@ def checked_dropout(
         return None
     key = checked_key("dropout_key", key)
     return (rate, key) if drops else None
-
-
-def checked_key(name: str, key: ArrayLike) -> jax.Array:
-    """A single random key, typed or raw."""
-    key = as_array(name, key)
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not is_typed and key.dtype != jnp.uint32:
-        raise TypeError(f"`{name}` must be a random key, got dtype {key.dtype}")
-    if key.ndim != (0 if is_typed else 1):
-        raise ValueError(f"`{name}` must be a single random key, got shape {key.shape}")
-    return key

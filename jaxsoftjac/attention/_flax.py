@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxsoftjac._checks import as_array, as_real
-from jaxsoftjac.attention._arguments import checked_key
+from jaxsoftjac._checks import as_array, as_real, checked_key
 from jaxsoftjac.attention._attention import Causal, dot_product_attention
 
 
@@ -31,7 +30,8 @@ def as_flax_attention(
     """`dot_product_attention` as the `attention_fn` of Flax's attention layers, NNX and Linen.
 
     It trains with dropout and decodes with a cache, as Flax's own function does, and never forms
-    the map of weights.
+    the map of weights. Two things differ: a query that sees no key gives 0, not the mean of all
+    values, and the same `dropout_rng` drops other weights.
 
     Cost: O(T·S·H) time, O(T + S) memory.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_array, as_real
+from jaxsoftjac._checks import as_array, as_real, checked_key
 from jaxsoftjac._rules import compiled
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -26,7 +26,7 @@ def checked_sigma(sigma: ArrayLike) -> jax.Array:
 
 
 def checked_damping(damping: ArrayLike, b: jax.Array) -> jax.Array:
-    """δ of the shape of `b`."""
+    """δ of the shape of `b`, in its own dtype."""
     delta = as_real("damping", damping)
     is_known = isinstance(damping, int | float | np.ndarray | np.generic)
     if is_known and not np.all(np.asarray(damping) > 0):
@@ -37,7 +37,12 @@ def checked_damping(damping: ArrayLike, b: jax.Array) -> jax.Array:
         )
     if delta.ndim == b.ndim - 1:
         delta = delta[..., None]
-    return jnp.broadcast_to(delta, b.shape).astype(b.dtype)
+    return jnp.broadcast_to(delta, b.shape)
+
+
+def normal(key: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Independent numbers of the standard normal distribution."""
+    return jax.random.normal(checked_key("key", key), shape, dtype)
 
 
 def compiled_method(*names: str) -> Callable[[Method], Method]:

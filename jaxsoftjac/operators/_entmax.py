@@ -9,14 +9,21 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_index, as_real, wide, working_dtype
+from jaxsoftjac._checks import as_array, as_index, as_real, wide, working_dtype
 from jaxsoftjac._row_functions import logsumexp_rows
 from jaxsoftjac._rows import LAST, class_logits
+from jaxsoftjac._rules import compiled
 from jaxsoftjac.operators._arguments import checked_damping, compiled_method
 from jaxsoftjac.operators._lineax import semidefinite_operator
 from jaxsoftjac.operators._operator import SoftmaxJacobian
 from jaxsoftjac.operators._secular import Eigh
-from jaxsoftjac.sparse._functions import checked_alpha, family_rows
+from jaxsoftjac.sparse._functions import (
+    alpha_in_range,
+    checked_alpha,
+    family_rows,
+    parts_of,
+    whole_of,
+)
 from jaxsoftjac.sparse._powers import log_weights
 
 if TYPE_CHECKING:
@@ -71,16 +78,11 @@ class EntmaxJacobian:
             TypeError: `x` or `alpha` is boolean or complex, or `where` is not boolean.
             ValueError: `axis` or `alpha` is out of range, or `where` or `alpha` does not broadcast.
         """
-        x, _ = class_logits("x", x, as_index("axis", axis), where)
-        row = wide(jnp.moveaxis(x, axis, -1))
-        of_rows = checked_alpha(alpha, row, LAST)
-        if isinstance(of_rows, float) and of_rows == 1:  # p = s may underflow
-            return cls(SoftmaxJacobian.from_logits(row), jnp.ones_like(row[..., 0]), x.dtype)
-        log_s = log_weights(family_rows(row, of_rows, LAST), of_rows)
-        total = logsumexp_rows(log_s, LAST)[..., 0]
-        is_empty = total == -jnp.inf
-        scale = jnp.where(is_empty, 1, jnp.exp(jnp.where(is_empty, 0, total)))
-        return cls(SoftmaxJacobian.from_logits(log_s), scale, x.dtype)
+        x, where = as_real("x", x), None if where is None else as_array("where", where)
+        known, traced = parts_of(alpha_in_range(alpha))
+        axis = as_index("axis", axis)
+        softmax, scale = _parts(x, where, traced, axis=axis, alpha=known)
+        return cls(softmax, scale, x.dtype)
 
     @compiled_method("v")
     def mv(self, v: ArrayLike) -> jax.Array:
@@ -136,7 +138,7 @@ class EntmaxJacobian:
 
     @compiled_method("b", "damping")
     def _solve(self, b: jax.Array, damping: jax.Array) -> jax.Array:
-        delta = damping * self._per_class(-1)
+        delta = damping.astype(self.scale.dtype) * self._per_class(-1)
         return self._times("b", b, partial(self.softmax.solve, damping=delta), self._per_class(-1))
 
     @compiled_method("w")
@@ -231,3 +233,25 @@ class EntmaxJacobian:
         """The operator of given leaves, unchecked: they need not be arrays."""
         softmax, scale = leaves
         return cls(softmax, scale, dtype)
+
+
+@compiled("axis", "alpha")
+def _parts(
+    x: jax.Array,
+    where: jax.Array | None,
+    traced: jax.Array | None,
+    *,
+    axis: int,
+    alpha: float | None,
+) -> tuple[SoftmaxJacobian, jax.Array]:
+    """The operator at s/Σs, and Σs."""
+    x, _ = class_logits("x", x, axis, where)
+    row = wide(jnp.moveaxis(x, axis, -1))
+    of_rows = checked_alpha(whole_of(alpha, traced), row, LAST)
+    if isinstance(of_rows, float) and of_rows == 1:  # p = s may underflow
+        return SoftmaxJacobian.from_logits(row), jnp.ones_like(row[..., 0])
+    log_s = log_weights(family_rows(row, of_rows, LAST), of_rows)
+    total = logsumexp_rows(log_s, LAST)[..., 0]
+    is_empty = total == -jnp.inf
+    scale = jnp.where(is_empty, 1, jnp.exp(jnp.where(is_empty, 0, total)))
+    return SoftmaxJacobian.from_logits(log_s), scale

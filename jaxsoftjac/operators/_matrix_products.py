@@ -13,6 +13,7 @@ derivatives here are those of the matrix diag(σ) − σσᵀ entry by entry.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,17 +63,38 @@ def factor_t_product(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Ar
 def damped_solution(
     b: jax.Array, sigma: jax.Array, delta: jax.Array, on_simplex: bool
 ) -> jax.Array:
-    """(J + diag(δ))⁻¹b: Sherman and Morrison, with 1 − Σσ²/(σ + δ) written Σδσ/(σ + δ)."""
+    """(J + diag(δ))⁻¹b as z + κ·1 with Σσz = 0: of (σ + δ)z + δκ = b, where J acts on z alone.
 
-    def matvec(x: jax.Array) -> jax.Array:
-        return product(x, sigma, on_simplex) + delta * x
+    For a small δ the common part κ ≈ Σb/Σδ is large: derivatives would lose in it what z has. The
+    condition Σσz = 0 is added to the equations of the classes with σ > δ, so that neither the
+    solution nor its derivatives are differences of what is nearly equal.
+    """
+    total, inverse = LAST.sum(sigma), 1 / (sigma + delta)
+    excess = jnp.zeros_like(total) if on_simplex else total - lax.stop_gradient(total)
+    share, rest = sigma * inverse, delta * inverse
+    size = LAST.sum(delta * share)
+    is_large = lax.stop_gradient(sigma > delta)
 
-    def solve(_: Callable[[jax.Array], jax.Array], b: jax.Array) -> jax.Array:
-        inverse = 1 / (sigma + delta)
-        share = sigma * inverse
-        return inverse * b + share * (LAST.sum(share * b) / LAST.sum(delta * share))
+    def large(a: jax.Array, others: jax.Array | float = 0) -> jax.Array:
+        return LAST.sum(jnp.where(is_large, a, others))
 
-    return lax.custom_linear_solve(matvec, b, solve, symmetric=True)
+    def matvec(zk: _Pair) -> _Pair:
+        z, k = zk
+        along = (delta - excess * sigma) * k
+        return (sigma + delta) * z + along, large(delta * z + along, -sigma * z)
+
+    def solve(_: Any, right: _Pair) -> _Pair:
+        b, of_large = right
+        k = (of_large + large(-rest * b, share * b)) / size
+        return inverse * b - rest * k, k
+
+    def transpose_solve(_: Any, right: _Pair) -> _Pair:
+        g, whole = right
+        m = (LAST.sum(share * g) + (whole - LAST.sum(g))) / size
+        return inverse * g - jnp.where(is_large, rest, -share) * m, m
+
+    z, k = lax.custom_linear_solve(matvec, (b, large(b)), solve, transpose_solve)
+    return z + k
 
 
 def pseudo_inverse_product(v: jax.Array, log_sigma: jax.Array, kept: jax.Array) -> jax.Array:
@@ -103,17 +125,19 @@ def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax
     count = int(2 * digits / step)
     scale = lax.stop_gradient(jnp.where(scale == 0, 1, scale))[..., None]
     v = centre(v, sigma, LAST)
+    unit = float(2.0 ** (jnp.finfo(sigma.dtype).maxexp // 2))  # in which no node underflows
+    poles = unit * sigma
 
     @recomputed
     def resolve(total: jax.Array, log_t: jax.Array) -> tuple[jax.Array, None]:
-        t = scale * jnp.exp(log_t)
-        share = sigma / (sigma + t)
+        t = (unit * scale) * jnp.exp(log_t)
+        share = quotient(poles, poles + t)
         mean = LAST.sum(share * v) / jnp.maximum(LAST.sum(share), jnp.finfo(v.dtype).tiny)
         return total + jnp.sqrt(t) * share * (v - mean), None
 
     nodes = step * jnp.arange(-count, count + 1, dtype=sigma.dtype)
     total, _ = lax.scan(resolve, jnp.zeros_like(v), nodes)
-    return total * (step / math.pi)
+    return total * (step / (math.pi * math.sqrt(unit)))
 
 
 def _variance_on_simplex(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:

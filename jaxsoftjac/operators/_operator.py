@@ -14,7 +14,7 @@ from jaxsoftjac._closed_forms import (
     frobenius_norm,
     largest_eigenvalue_bounds,
 )
-from jaxsoftjac.operators._arguments import checked_damping, checked_sigma, compiled_method
+from jaxsoftjac.operators._arguments import checked_damping, checked_sigma, compiled_method, normal
 from jaxsoftjac.operators._lineax import semidefinite_operator
 from jaxsoftjac.operators._matrix_products import (
     damped_solution,
@@ -211,7 +211,7 @@ class SoftmaxJacobian(OfProbabilities):
     def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws from the normal distribution N(0, J) as Fw: array [*shape, ..., K]. O(K) each."""
         shape = (*shape, *self.sigma.shape)
-        w = jax.random.normal(key, shape, self.sigma.dtype)
+        w = normal(key, shape, self.sigma.dtype)
         draws = factor_product(w, jnp.broadcast_to(self.sigma, shape), self._rows.on_simplex)
         return draws.astype(self.dtype)
 

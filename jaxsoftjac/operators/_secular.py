@@ -204,7 +204,7 @@ def _eigenvalue_tangent(
 ) -> jax.Array:
     """λ̇ = Σ (λ²w − offset²)σ̇ / Σ wσ² with w = (offset/(σ − λ))², 1 on a tied group and else 0.
 
-    The null vector's is −Σσ̇/Σ(σ/(σ − λ))² at λ = 0.
+    The null vector's is (Σ(λ/(σ − λ))²σ̇ − Σσ̇)/Σ(σ/(σ − λ))² at λ = 0.
     """
     near, offset = place
     gap = (sigma - near) - offset
@@ -221,7 +221,8 @@ def _eigenvalue_tangent(
     length = jnp.where(is_null, jnp.maximum(jnp.sum(share**2), 1), 1)
     off_simplex = jnp.where(upper > 0, 1 / length, 0)
     off_simplex = jnp.where(is_null, off_simplex, offset / value * (offset / size))
-    return moved - off_simplex * jnp.sum(tangent)
+    ratio = jnp.where(is_null & ~is_zero, (near + offset) / gap, 0)  # 0, but with derivatives
+    return moved + jnp.sum(ratio**2 * tangent) / length - off_simplex * jnp.sum(tangent)
 
 
 def _over_rows(

@@ -19,6 +19,7 @@ def two_ahead():
 
 def error(solution, expected):
     """Relative error in the norm."""
+    expected = np.asarray(expected)
     return np.linalg.norm(np.asarray(solution) - expected) / np.linalg.norm(expected)
 
 
@@ -92,3 +93,61 @@ def test_logits_keep_what_underflows_in_sigma():
     v = jnp.asarray([1e-20, -1e-20, 0], jnp.float32)
     w = np.array([1e-20, -1e-20, 0]) * np.exp(-log_sigma.astype(float))
     np.testing.assert_allclose(J.pinv_mv(v), w - w.mean(), rtol=2e-5)
+
+
+@pytest.mark.skipif(not jax.config.jax_enable_x64, reason="float64 is the reference")
+@pytest.mark.parametrize(
+    "x",
+    [[40, 0, 1, 2], [0, -60, -20, -20], [0, -87, -30, -30], [80, 0, -1, 3], [0, -120, -60, -60]],
+)
+def test_the_square_root_and_its_derivatives_of_confident_rows(x):
+    b, t = [0.3, -1, 0.7, 0.2], [1, -0.5, 0.25, 2]
+
+    def root(x, b):
+        return SoftmaxJacobian.from_logits(x).sqrt_mv(b)
+
+    def derivatives(dtype):
+        at, v, along = (jnp.asarray(a, dtype) for a in (x, b, t))
+        pulled = jax.vjp(lambda x: root(x, v), at)[1](along)[0]
+        return *jax.jvp(lambda x: root(x, v), (at,), (along,)), pulled
+
+    for found, expected in zip(derivatives("float32"), derivatives("float64"), strict=True):
+        assert error(found, expected) < 2e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_damping_is_not_rounded_to_the_right_side(dtype):
+    def solution(dtype, b, damping):
+        J = SoftmaxJacobian.from_logits(jnp.asarray([0, 1, 2, 3], dtype))
+        return np.asarray(J.solve(jnp.asarray(b, dtype), damping).astype(jnp.float32))
+
+    b = [1, -1, 0, 2]
+    expected = jnp.asarray(solution(jnp.float32, b, 0.1003), dtype).astype(jnp.float32)
+    np.testing.assert_array_equal(solution(dtype, b, 0.1003), expected)
+    assert np.all(np.isfinite(solution(dtype, [1, -1, 0, 0], 1e-4)))
+
+
+@pytest.mark.parametrize("damping", [1e-4, 1e-6, 1e-8, 1e-10])
+@pytest.mark.parametrize("gap", [0, 20])
+def test_derivatives_of_solutions_at_a_small_damping(damping, gap):
+    x, b = np.array([gap, 1, 2, 0.0]), np.array([0.3, -1, 0.7, 0.2])
+    t, u = np.array([1, -0.5, 0.25, 2]), np.array([0.5, 1, -1, 0.25])
+
+    def solution(x):
+        J = SoftmaxJacobian.from_logits(x)
+        return J.solve(jnp.asarray(b, x.dtype), damping)
+
+    at, along = jnp.asarray(x, jnp.float32), jnp.asarray(t, jnp.float32)
+    # The exact derivative is −(J + δ)⁻¹J̇x, where J̇ does not see that x has a large common part.
+    sigma = long_softmax(x)[0]
+    z = b / (sigma + damping)
+    c = (sigma * z).sum() / (damping * sigma / (sigma + damping)).sum()
+    z = (b - damping * c) / (sigma + damping)  # the solution less c
+    moved = sigma * (t - (sigma * t).sum())
+    right = -(moved * z - sigma * (moved * z).sum())
+    share = sigma / (sigma + damping)
+    expected = right / (sigma + damping) + share * (share * right).sum() / (damping * share).sum()
+    found = jax.jvp(solution, (at,), (along,))[1]
+    assert error(found, expected) < 1e-5
+    pulled = jax.vjp(solution, at)[1](jnp.asarray(u, jnp.float32))[0]
+    np.testing.assert_allclose(np.vdot(pulled, along), np.vdot(u, expected), rtol=1e-4)

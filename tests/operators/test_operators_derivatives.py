@@ -197,3 +197,19 @@ def test_exports_to_cpu_cuda_and_tpu():
     x = jax.ShapeDtypeStruct((4,), jnp.float32)
     exported = jax.export.export(g, platforms=("cpu", "cuda", "tpu"))(x)
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_third_derivatives_of_the_null_eigenvalue():
+    sigma, along = jnp.asarray([0.5, 0.3, 0.2], WIDE), jnp.asarray([1, 0.3, -0.2], WIDE)
+
+    def null(values, t):
+        return values(sigma + t * along)[0]
+
+    def of_matrix(s):
+        return jnp.linalg.eigvalsh(jnp.diag(s) - jnp.outer(s, s))
+
+    third = [
+        quick_jit(jax.jacfwd(jax.jacfwd(jax.jacfwd(lambda t, f=f: null(f, t)))))(0.0)
+        for f in (lambda s: SoftmaxJacobian(s).eigvalsh(), of_matrix)
+    ]
+    close(*third)
