@@ -19,7 +19,15 @@ from jaxsoftjac._rows import ClassAxes, depth, in_range, is_label, largest, nan_
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.losses._arguments import checked_arguments
 from jaxsoftjac.sparse._functions import checked_alpha, family_rows, parts_of, whole_of
-from jaxsoftjac.sparse._powers import Beta, deformed_log, deformed_log_slope, is_number, power
+from jaxsoftjac.sparse._powers import (
+    Beta,
+    deformed,
+    deformed_log,
+    deformed_slope,
+    is_number,
+    power,
+    safe_log,
+)
 
 
 def entmax_loss(
@@ -280,12 +288,20 @@ def _entropy(p: jax.Array, alpha: Beta, classes: ClassAxes) -> jax.Array:
 
 
 def _entropy_slope(p: jax.Array, alpha: Beta, classes: ClassAxes) -> jax.Array:
-    """∂H(p)/∂α."""
-    logs = deformed_log(p, alpha - 1) / alpha - deformed_log_slope(p, alpha - 1)
-    return classes.sum(p * logs) / alpha
+    """∂H(p)/∂α; the logarithm of a p above ½ is that of 1 less the others."""
+    is_hot = lax.stop_gradient(p > 0.5)
+    others = classes.sum(jnp.where(is_hot, 0, p))
+    log_p = jnp.where(is_hot, jnp.log1p(-jnp.minimum(others, 0.5)), safe_log(p))
+    logs = deformed(log_p, alpha - 1) / alpha - deformed_slope(log_p, alpha - 1)
+    at_zero = _at_zero(alpha) / alpha - _at_zero(alpha) ** 2
+    return classes.sum(p * jnp.where(p > 0, logs, at_zero)) / alpha
 
 
 def _log(y: jax.Array, alpha: Beta) -> jax.Array:
     """log_β y; at 0 its limit −1/β, if that is finite."""
-    lowest = -1 / jnp.where(alpha == 1, 1e20, alpha - 1)
-    return jnp.where(y > 0, deformed_log(y, alpha - 1), lowest)
+    return jnp.where(y > 0, deformed_log(y, alpha - 1), _at_zero(alpha))
+
+
+def _at_zero(alpha: Beta) -> jax.Array:
+    """log_β 0 = −1/β; as good as 0 where it is not finite."""
+    return -1 / jnp.where(alpha == 1, 1e15, alpha - 1)

@@ -49,13 +49,21 @@ def deformed_log(p: jax.Array, beta: Beta) -> jax.Array:
     """log_β p = (p^β − 1)/β of p > 0; 0 where p is 0."""
     if is_number(beta, 1):
         return jnp.where(p > 0, p - 1, 0)
-    log_p = safe_log(p)
+    return deformed(safe_log(p), beta)
+
+
+def deformed(log_p: jax.Array, beta: Beta) -> jax.Array:
+    """log_β p, given log p."""
     return log_p * _expm1_ratio(beta * log_p)
 
 
 def deformed_log_slope(p: jax.Array, beta: Beta) -> jax.Array:
-    """∂ log_β p/∂β = log²p·φ(β log p), φ(z) = (e^z(z − 1) + 1)/z²; 0 where p is 0."""
-    log_p = safe_log(p)
+    """∂ log_β p/∂β; 0 where p is 0."""
+    return deformed_slope(safe_log(p), beta)
+
+
+def deformed_slope(log_p: jax.Array, beta: Beta) -> jax.Array:
+    """∂ log_β p/∂β = log²p·φ(β log p), φ(z) = (e^z(z − 1) + 1)/z², given log p."""
     return log_p * log_p * _phi(beta * log_p)
 
 

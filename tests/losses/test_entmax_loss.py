@@ -187,3 +187,39 @@ def test_errors():
         jsj.entmax_loss(x, x, ignore_index=0)
     with pytest.raises(TypeError, match="`labels` must be real"):
         jsj.entmax_loss(x, x > 0)
+
+
+@pytest.mark.parametrize(("alpha", "gap"), [(1.05, 12.0), (1.05, 18.0), (1.1, 8.0), (1.0, 30.0)])
+def test_the_derivative_by_alpha_of_confident_rows(alpha, gap):
+    """∂H/∂α at p, whose term of the top class is not seen in a p that is rounded to 1."""
+    x = np.array([gap, 0, -1, 0.5])
+    a = np.longdouble(alpha)
+    p = long_entmax(np.asarray(x, np.longdouble), a)
+    p[0] = 0
+    log_p = np.log(np.where(p > 0, p, 1))
+    log_p[0] = np.log1p(-p.sum())
+    p[0] = np.exp(log_p[0])
+    if alpha == 1:
+        expected = -(p * log_p**2).sum() / 2 + (p * log_p).sum()
+    else:
+        beta, power = a - 1, np.expm1((a - 1) * log_p)
+        logs = power / beta
+        slope = ((power + 1) * log_p - logs) / beta
+        expected = (p * (logs / a - slope)).sum() / a
+    for labels in (0, jnp.asarray([1, 0, 0, 0], jnp.float32)):
+        found = jax.grad(lambda a, y=labels: jsj.entmax_loss(jnp.asarray(x, jnp.float32), y, a))(
+            jnp.float32(alpha)
+        )
+        np.testing.assert_allclose(found, float(expected), rtol=2e-4)
+
+
+def test_the_mixed_derivative_by_alpha_and_a_target_of_0():
+    x, y = jnp.asarray([1, 0.2, 0.5], WIDE), jnp.asarray([0.6, 0, 0.4], WIDE)
+
+    def along(y):
+        return jax.jvp(lambda a: jsj.entmax_loss(x, y, a), (1.5,), (1.0,))[1]
+
+    reverse = jax.grad(along)(y)
+    forward = jax.jacfwd(jax.grad(lambda y, a: jsj.entmax_loss(x, y, a)), 1)(y, 1.5)
+    close(reverse - reverse[0], forward - forward[0])  # what they are along Σẏ = 0
+    assert abs(reverse[1] - reverse[0]) > 3
