@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_index, checked_number, working_dtype
+from jaxsoftjac._checks import as_index, checked_number, wide, working_dtype
 from jaxsoftjac._trees import Floating
 
 Schedule = ArrayLike | Callable[[Any], Any]
@@ -48,6 +48,11 @@ def floating(params: Any) -> tuple[Floating, jnp.dtype]:
     tree.check_arrays("params")
     dtypes = [jnp.result_type(a) for a in tree.arrays] or [jnp.result_type(float)]
     return tree, working_dtype(max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits))
+
+
+def zeros_of(tree: Floating) -> Any:
+    """Zeros in the structure of the parameters, in their working dtype."""
+    return tree.updates([jnp.zeros(a.shape, wide(a).dtype) for a in map(jnp.asarray, tree.arrays)])
 
 
 def whole(params: Any, all_params: Any) -> Any:

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_count, wide
+from jaxsoftjac._checks import as_count, checked_number, wide
 from jaxsoftjac.curvature._linearization import Model, check_model, linearize
 from jaxsoftjac.curvature._objective import Head, Objective, fisher_objective
 from jaxsoftjac.curvature._sampled import sampled_diagonal
@@ -22,6 +22,7 @@ from jaxsoftjac.optimizers._arguments import (
     key_of_step,
     loss_options,
     whole,
+    zeros_of,
 )
 
 
@@ -104,7 +105,9 @@ def diagonal_gauss_newton(
         [[ 0.1 -0.1]]
     """
     check_least(1, every=every)
-    check_least(0, b1=b1, b2=b2, scale=scale, threshold=threshold, eps=eps)
+    check_least(0, learning_rate=learning_rate, scale=scale, threshold=threshold, eps=eps)
+    for name, decay in (("b1", b1), ("b2", b2)):
+        checked_number(name, decay, "lie in [0, 1)", lambda b: 0 <= b < 1)
     check_model(model)
     samples = as_count("samples", samples, 1)
     top = fisher_objective(head, loss_options(ignore_index, None))
@@ -115,8 +118,7 @@ def diagonal_gauss_newton(
 
 def _init(params: Any) -> DiagonalState:
     tree, _ = floating(params)
-    zeros = tree.updates([jnp.zeros(a.shape, wide(a).dtype) for a in map(jnp.asarray, tree.arrays)])
-    return DiagonalState(jnp.zeros([], jnp.int32), zeros, zeros)
+    return DiagonalState(jnp.zeros([], jnp.int32), zeros_of(tree), zeros_of(tree))
 
 
 def _update(

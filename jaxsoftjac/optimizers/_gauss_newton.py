@@ -64,7 +64,8 @@ def gauss_newton_cg(
 
     Cost: two forward passes and, per iteration of conjugate gradients, about one backward pass; the
     memory of a gradient and of five arrays of the parameters' size, in float32 for parameters of
-    lower precision. With `head`, the [N, V] logits are never held.
+    lower precision. With `head`, the [N, V] logits are never held. Call the update under `jit`:
+    outside of it, its loop is compiled at every call.
 
     Args:
         model: function (params, inputs) → logits [..., K], or hidden states beneath a `head`.
@@ -114,9 +115,12 @@ def gauss_newton_cg(
         >>> print(loss(kernel + updates, **batch) < value)
         True
     """
-    check_least(0, cg_tolerance=cg_tolerance, warm_start=warm_start)
+    check_least(0, learning_rate=learning_rate, cg_tolerance=cg_tolerance, warm_start=warm_start)
     check_least(0, damping=damping, min_damping=min_damping, max_damping=max_damping)
     check_least(1, cg_iterations=cg_iterations)
+    bounds = [a for a in (min_damping, max_damping) if isinstance(a, int | float)]
+    if bounds != sorted(bounds):
+        raise ValueError(f"`max_damping` must be ≥ `min_damping`, {min_damping}, got {max_damping}")
     check_model(model)
     samples = None if samples is None else as_count("samples", samples, 1)
     top = objective_of(loss, head, loss_options(ignore_index, options))

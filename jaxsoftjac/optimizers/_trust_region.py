@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import wide
-from jaxsoftjac.optimizers._arguments import Schedule, at_step, floating
+from jaxsoftjac.optimizers._arguments import Schedule, at_step, floating, zeros_of
 from jaxsoftjac.optimizers._conjugate_gradients import Arrays
 
 
@@ -57,9 +56,10 @@ class Step(NamedTuple):
 def init(chosen: Options, params: Any) -> CurvatureState:
     """The state before the first step."""
     tree, dtype = floating(params)
-    none, one = jnp.zeros([], jnp.int32), jnp.ones([], dtype)
-    start = tree.updates([jnp.zeros(a.shape, wide(a).dtype) for a in map(jnp.asarray, tree.arrays)])
-    return CurvatureState(none, bounded(chosen, base_of(chosen, none, dtype)), one, one, start)
+    none = jnp.zeros([], jnp.int32)
+    damping = bounded(chosen, base_of(chosen, none, dtype))
+    factor, other = jnp.ones([], dtype), jnp.ones([], dtype)  # two: either may be donated
+    return CurvatureState(none, damping, factor, other, zeros_of(tree))
 
 
 def adapted(

@@ -188,9 +188,24 @@ def test_training_goes_on_from_a_stored_state(optimizer):
     chex.assert_trees_all_close(step(*stored), train(optimizer, 3)[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [gauss_newton_cg, natural_gradient, diagonal_gauss_newton])
+def test_a_new_state_may_be_donated(make):
+    optimizer = make(model, 0.1)
+    gradient, state = jax.grad(loss)(PARAMS), optimizer.init(PARAMS)
+    step = quick_jit(lambda g, s, p: optimizer.update(g, s, p, **BATCH), donate_argnums=1)
+    updates, _ = step(gradient, state, PARAMS)
+    chex.assert_tree_all_finite(updates)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: diagonal_gauss_newton(model, 0.1, b1=1.0), r"`b1` must lie in \[0, 1\), got 1.0"),
+        (lambda: gauss_newton_cg(model, -1.0), "`learning_rate` must be ≥ 0, got -1.0"),
+        (
+            lambda: gauss_newton_cg(model, min_damping=1.0, max_damping=0.1),
+            "`max_damping` must be ≥ `min_damping`, 1.0, got 0.1",
+        ),
         (lambda: gauss_newton_cg(model, loss="hinge"), '`loss` must be "cross_entropy" or a'),
         (lambda: gauss_newton_cg(model, damping=-1.0), "`damping` must be ≥ 0, got -1.0"),
         (lambda: gauss_newton_cg(model, cg_iterations=0), "`cg_iterations` must be ≥ 1, got 0"),
