@@ -40,7 +40,7 @@ def table(rows: Sequence[Sequence[str]], encoding: str) -> list[str]:
 def vectors(rows: Iterable[tuple[str, list[str]]], encoding: str) -> list[str]:
     """Right-aligned columns of one width, beside labels."""
     return [
-        f"{spell(label, encoding):<10}" + "".join(f"{spell(cell, encoding):>10}" for cell in cells)
+        f"{spell(label, encoding):<10}" + "".join(f" {spell(cell, encoding):>9}" for cell in cells)
         for label, cells in rows
     ]
 
@@ -71,5 +71,6 @@ def number(value: float | int | None) -> str:
     if isinstance(value, int) or value == 0:
         text = f"{value + 0:g}"  # + 0, for −0 is 0
     else:
-        text = f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
+        digits = 4 if abs(value) < 1e3 else 3
+        text = f"{value:.{digits}f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
     return text.replace("-", "−").replace("inf", "∞")

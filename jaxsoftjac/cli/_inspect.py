@@ -113,7 +113,7 @@ def inspect_logits(
         parts["sweep"] = _sweep_part(read, rows, width, sweep, alpha)
     report |= {name: part.report for name, part in parts.items()}
     if picture is not None:
-        draw = {"jacobian": lambda: plot_jacobian(x, alpha=alpha)}
+        draw = {"jacobian": lambda: plot_jacobian(x, alpha=alpha, classes=logits.classes or None)}
         draw |= {name: part.draw for name, part in parts.items()}
         report["picture"] = {"file": picture, "row": row, "reason": why}
         report["pictures"] = save_pictures(picture, draw)

@@ -4,6 +4,7 @@
 [0.0, 0.5]
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,8 +26,9 @@ def plain(value: Any) -> Any:
 
 
 def summary(measured: Measurements) -> dict:
-    """Least, median and greatest value of each field of numbers."""
-    statistics = {"min": np.min, "median": np.median, "max": np.max}
+    """Least, median and greatest value of each field of numbers, that of some row."""
+    median = partial(np.quantile, q=0.5, method="inverted_cdf")
+    statistics = {"min": np.min, "median": median, "max": np.max}
     return {
         name: {k: plain(f(values.astype(np.float64))) for k, f in statistics.items()}
         for name, values in measured.items()
@@ -35,11 +37,13 @@ def summary(measured: Measurements) -> dict:
 
 
 def flow_report(measured: Measurements) -> dict:
-    """The gradient flow of one row, or of all rows in summary."""
-    collapsed = measured["is_collapsed"]
-    if len(collapsed) == 1:
+    """The gradient flow of one row, or in summary of all that have two classes or more."""
+    if len(measured["classes"]) == 1:
         return {name: plain(value[0]) for name, value in measured.items()}
-    return {**summary(measured), "collapsed_rows": int(collapsed.sum())}
+    counted = (measured["classes"] >= 2) | np.isnan(measured["entropy"])
+    if counted.any():
+        measured = {name: value[counted] for name, value in measured.items()}
+    return {**summary(measured), "collapsed_rows": int(measured["is_collapsed"].sum())}
 
 
 def spectrum_report(x: jax.Array, alpha: float) -> dict:

@@ -60,7 +60,7 @@ def judgement(measured: Measurements, alpha: float) -> dict:
             "worst_row": worst,
             "worst": {key: plain(value[worst]) for key, value in values.items()},
         }
-        if alpha != 1 and name == "rank_is_expected":
+        if name == "rank_is_expected":
             properties[name]["expected"] = plain(measured["expected_rank"][worst])
     return {"properties": properties, "all_hold": bool(measured["all_hold"].all())}
 

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxsoftjac.cli._errors import InputError, shortened
+from jaxsoftjac.cli._tables import as_number
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _STRIP_BYTES = 2**27  # mapped at a time when the rows do not lie one after another in the file
@@ -134,7 +135,7 @@ def numbers(words: Iterable[str], *, name: str, axis: int = -1) -> Logits:
 
 def _number(word: str, where: str) -> float:
     try:
-        value = float(word)
+        value = as_number(word)
     except ValueError:
         raise InputError(f"{where}: {shortened(word)!r} is not a number") from None
     if not value < np.inf:

@@ -74,7 +74,7 @@ def read_table(stream: Iterable[bytes], *, name: str) -> Table:
     for line, cells in chain(opening, records):
         _require_shape(cells, layout, f"{name}: line {line}")
         try:
-            values.extend(map(float, cells[layout.named :]))
+            values.extend(map(as_number, cells[layout.named :]))
         except ValueError:
             raise _not_a_number(cells, layout.named, f"{name}: line {line}") from None
         lines.append(line)
@@ -88,7 +88,8 @@ def read_table(stream: Iterable[bytes], *, name: str) -> Table:
 
 def _records(stream: Iterable[bytes], name: str) -> Iterator[Record]:
     """The number and the cells of each line that has any; of quoted cells that go on, the last."""
-    lines = (_decoded(raw, f"{name}: line {i}") for i, raw in enumerate(stream, 1))
+    raw_lines = (line for raw in stream for line in raw.splitlines())  # a lone CR ends a line too
+    lines = (_decoded(raw, f"{name}: line {i}") for i, raw in enumerate(raw_lines, 1))
     blank, first = 0, ""
     for first in lines:
         if first:
@@ -188,10 +189,15 @@ def _not_a_number(cells: list[str], named: int, where: str) -> InputError:
     return InputError(f"{where}, column {column}: {shortened(word)!r} is not a number{hint}")
 
 
+def as_number(word: str) -> float:
+    """The number, also as reports write it: with a minus sign in place of a hyphen, or ∞."""
+    return float(word.replace("−", "-").replace("∞", "inf"))
+
+
 def is_number(word: str) -> bool:
-    """Whether Python reads `word` as a number."""
+    """Whether `as_number` can read it."""
     try:
-        float(word)
+        as_number(word)
     except ValueError:
         return False
     return True

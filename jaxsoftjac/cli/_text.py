@@ -174,16 +174,17 @@ def _missing_rank(report: dict) -> int:
     judged = report["properties"].get("rank_is_expected")
     if judged is None or not judged["holds"]:
         return 0
-    return judged.get("expected", report["K"] - 1) - judged["worst"]["rank"]
+    return judged["expected"] - judged["worst"]["rank"]
 
 
 def _rank_note(report: dict) -> list[str]:
     missing = _missing_rank(report)
     if not missing:
         return []
-    exact = f"K − 1 = {report['K'] - 1} unless classes are excluded"
-    if report["alpha"] != 1:
-        exact = f"|S| − 1 = {report['properties']['rank_is_expected']['expected']}"
+    expected = report["properties"]["rank_is_expected"]["expected"]
+    exact = f"{'K' if report['alpha'] == 1 else '|S|'} − 1 = {expected}"
+    if report["alpha"] == 1 and expected != report["K"] - 1:
+        exact = f"{expected}, one less than the classes that are not excluded"
     note = (
         f"In exact arithmetic rank J = {exact}. Of these eigenvalues {missing} "
         f"lie{'s' * (missing == 1)} below the tolerance of rounding, as the probabilities let "

@@ -49,7 +49,8 @@ class JacobianProperties(NamedTuple):
         smallest_eigenvalue: λ_min, 0 in exact arithmetic.
         largest_eigenvalue: λ_max, at most 1/2.
         rank: number of eigenvalues above `tolerance`.
-        expected_rank: K − 1, the rank in exact arithmetic.
+        expected_rank: the rank in exact arithmetic, one less than there are classes (a logit −∞
+            excludes one).
         smallest_numerical_rank: least rank above `tolerance` that interlacing allows (ascending,
             σ₍ᵢ₎ ≤ λᵢ₊₁ ≤ σ₍ᵢ₊₁₎); below K − 1 on peaked rows, whose numerical rank is smaller.
         largest_numerical_rank: greatest rank that interlacing allows above `tolerance`.
@@ -172,7 +173,7 @@ def _verify_row(x: jax.Array, alpha: float) -> JacobianProperties:
         & (eigenvalues[-1] <= jnp.minimum(upper, 0.5 * scale) + tolerance),
         "agrees_with_autodiff": differing <= tolerance * amplification(p, alpha),
     }
-    support = jnp.asarray(x.size) if alpha == 1 else jnp.sum(p > 0)
+    support = jnp.sum(x != -jnp.inf) if alpha == 1 else jnp.sum(p > 0)
     return JacobianProperties(
         tolerance=tolerance,
         eigenvalues=eigenvalues,

@@ -89,6 +89,7 @@ def plot_gradient_flow(
             axes.set_xticks(shown, [list(flows)[i] for i in shown], rotation=90 * (len(flows) > 8))
             room = max(0.6, 1.6 - len(flows) / 2)  # so that a few boxes are no wider than many
             axes.set_xlim(-room, len(flows) - 1 + room)
+        figure.supxlabel("boxes: half of the rows, whiskers: nine tenths", fontsize=7)
     return figure
 
 
@@ -121,6 +122,7 @@ def plot_temperature_sweep(sweep: TemperatureSweep, *, alpha: float = 1.0) -> Fi
             axes.fill_between(sweep.temperatures, low, high, color=BLUE, alpha=0.25, linewidth=0)
             _temperatures(axes)
             _label(axes, name, alpha)
+        figure.supxlabel("line: median row, band: nine tenths of the rows", fontsize=7)
     return figure
 
 

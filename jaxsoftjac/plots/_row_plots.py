@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import as_real
 from jaxsoftjac.dense import jacobian_block
 from jaxsoftjac.operators import EntmaxJacobian
 from jaxsoftjac.plots._style import (
@@ -23,6 +25,7 @@ from jaxsoftjac.sparse import entmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # A heat map of more cells than this has several to a pixel, and J takes O(K²) memory.
@@ -30,10 +33,14 @@ _MAX_CELLS = 512
 _MOST_PROBABLE = 32  # of the classes of a wider row: nearly all that is not 0 lies among them
 _LINEAR_CLASSES = 16  # up to so many the colours are linear
 _DECADES = 6  # of the logarithmic part of the colour scale, on either side of 0
+_MOST_NAMES = 16  # of classes that have room beside an axis
+_LONGEST = 12  # letters of a name
 _MAX_BARS = 128  # beyond, bars are narrower than a pixel and fade: draw lines of fixed width
 
 
-def plot_jacobian(x: jax.Array, *, alpha: float = 1.0) -> Figure:
+def plot_jacobian(
+    x: ArrayLike, *, alpha: float = 1.0, classes: Sequence[str] | None = None
+) -> Figure:
     """The Jacobian of softmax, or of α-entmax, at one row of logits in three panels.
 
     A heat map of J = diag(σ) − σσᵀ, bars of its diagonal σᵢ(1 − σᵢ), and bars of σ; for α-entmax of
@@ -43,21 +50,24 @@ def plot_jacobian(x: jax.Array, *, alpha: float = 1.0) -> Figure:
     Args:
         x: Logits of shape [K].
         alpha: α in [1, 4]: 1 is softmax, 2 sparsemax.
+        classes: Names of the K classes; numbers stand for those of more than 16.
 
     Returns:
         A Figure that belongs to no window: `savefig` it, or display it in a notebook.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `x` does not have exactly one dimension, or is empty, or `alpha` is out of
-            range.
+        ValueError: if `x` does not have exactly one dimension, or is empty, `alpha` is out of
+            range, or there are more or fewer names.
 
     Examples:
-        >>> _, diagonal, probabilities, *_ = plot_jacobian(jnp.zeros(4)).axes
+        >>> _, diagonal, probabilities, *_ = plot_jacobian(np.zeros(4)).axes
         >>> print(*(bar.get_height() for bar in diagonal.patches))
         0.1875 0.1875 0.1875 0.1875
     """
-    _require_row(x)
+    x = _row(x)
+    if classes is not None and len(classes) != len(x):
+        raise ValueError(f"`classes` must be {len(x)} names, got {len(classes)}")
     J = EntmaxJacobian.from_logits(x, alpha)
     p = np.asarray(entmax(x, alpha), np.float64)
     s, of_diagonal, letter = "s", "sᵢ(1 − sᵢ/Σs)", "p"
@@ -71,10 +81,14 @@ def plot_jacobian(x: jax.Array, *, alpha: float = 1.0) -> Figure:
         diagonal.set(title=f"Diagonal {of_diagonal}", xlabel="index i", ylabel=f"∂{letter}ᵢ/∂zᵢ")
         _bars(probabilities, p, VERMILION)
         probabilities.set(title=f"Probabilities {letter}", xlabel="class i", ylabel=f"{letter}ᵢ")
+        if classes is not None and len(classes) <= _MOST_NAMES:
+            _write_names(matrix.yaxis, classes)
+            for panel in (matrix, diagonal, probabilities):
+                _write_names(panel.xaxis, classes, is_crowded=sum(map(len, classes)) > _LONGEST)
     return figure
 
 
-def plot_spectrum(x: jax.Array, *, alpha: float = 1.0) -> Figure:
+def plot_spectrum(x: ArrayLike, *, alpha: float = 1.0) -> Figure:
     """The eigenvalues of J at one row of logits, each between its two poles, below the bound ½.
 
     Sorted, each nonzero eigenvalue lies between two neighbouring probabilities (interlacing), and
@@ -94,11 +108,11 @@ def plot_spectrum(x: jax.Array, *, alpha: float = 1.0) -> Figure:
             is out of range.
 
     Examples:
-        >>> (axes,) = plot_spectrum(jnp.array([1.0, 0.0, 0.0, 0.0])).axes
+        >>> (axes,) = plot_spectrum(np.array([1.0, 0.0, 0.0, 0.0])).axes
         >>> print(axes.get_title())
         Spectrum of J = diag(σ) − σσᵀ
     """
-    _require_row(x, at_least=2)
+    x = _row(x, at_least=2)
     J = EntmaxJacobian.from_logits(x, alpha)
     s, matrix, total = "s", "diag(s) − ssᵀ/Σs", float(J.scale)
     half, quarter = "λ ≤ Σs/2", "sᵢ(1 − sᵢ/Σs) ≤ Σs/4"
@@ -124,9 +138,17 @@ def plot_spectrum(x: jax.Array, *, alpha: float = 1.0) -> Figure:
     return figure
 
 
-def _require_row(x: jax.Array, at_least: int = 1) -> None:
-    if jnp.ndim(x) != 1 or jnp.size(x) < at_least:
-        raise ValueError(f"`x` must have shape (K,) with K ≥ {at_least}, got {jnp.shape(x)}")
+def _row(x: ArrayLike, at_least: int = 1) -> jax.Array:
+    x = as_real("x", x)
+    if x.ndim != 1 or x.size < at_least:
+        raise ValueError(f"`x` must have shape (K,) with K ≥ {at_least}, got {x.shape}")
+    return x
+
+
+def _write_names(axis: Axis, names: Sequence[str], is_crowded: bool = False) -> None:
+    """Names of classes as ticks, upright where it is crowded."""
+    short = [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…" for name in names]
+    axis.set_ticks(range(len(short)), short, rotation=90 * is_crowded)
 
 
 def _interval_width(k: np.ndarray) -> float:

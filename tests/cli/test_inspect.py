@@ -122,13 +122,35 @@ def test_a_numerical_rank_below_k_minus_1_is_explained(capsys):
     assert _main.main(["inspect", "50", "20", "1", "-10"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "rank J, numerically ✓ rank 1 " in text
-    assert (
-        "rank J = K − 1 = 3 unless classes are excluded. Of these eigenvalues 2 lie below" in text
-    )
+    assert "rank J = K − 1 = 3. Of these eigenvalues 2 lie below" in text
     assert _main.main(["inspect", *GOOD_ROW]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "rank J = K − 1 ✓ rank 3 " in text
     assert "numerical rank" not in text
+
+
+def test_the_rank_of_a_row_with_an_excluded_class(capsys):
+    found = report(capsys, "inspect", "2", "1", "-inf")
+    assert found["properties"]["rank_is_expected"]["expected"] == 1
+    assert _main.main(["inspect", "2", "1", "-inf"]) == 0
+    assert "numerical rank" not in capsys.readouterr().out
+    assert _main.main(["inspect", "60", "20", "1", "-inf"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "rank J = 2, one less than the classes that are not excluded. Of these" in text
+
+
+def test_columns_of_long_numbers_stay_apart(capsys):
+    assert _main.main(["inspect", "1e3", "-1e3", "-5000", "0"]) == 0
+    assert re.search(r"\nx +1000\.000 −1000\.000 −5000\.000 +0\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("text", ["−1,2,−∞\n", "-1,2,-inf\r3,4,5\r"])
+def test_numbers_as_reports_write_them_and_any_ends_of_lines(capsys, tmp_path, text):
+    (tmp_path / "x.csv").write_bytes(text.encode())
+    found = report(capsys, "inspect", tmp_path / "x.csv", "--row", 0)
+    typed = report(capsys, "inspect", "−1", "2", "−∞")
+    assert found["properties"] == typed["properties"]
+    assert found["rows"] == text.count("2") + text.count("4")
 
 
 def test_excluded_classes_and_long_names_fit_the_terminal(capsys, tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 from command_runs import GOOD_ROW, error, numpy_jacobian, report
 
 from jaxsoftjac.cli import _main, _pictures
-from jaxsoftjac.diagnostics import gradient_flow
+from jaxsoftjac.diagnostics import gradient_flow, summarize
+from jaxsoftjac.plots import plot_jacobian
 
 pytestmark = pytest.mark.once
 
@@ -106,3 +107,24 @@ def test_without_matplotlib_the_error_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     assert "jaxsoftjac[plots]" in error(capsys, "inspect", "1", "2", "--plot", "x.png")
+
+
+def test_the_median_is_that_of_the_picture(capsys, tmp_path):
+    """That of a row, among those with two classes or more."""
+    array = np.array([[3, 0, 0], [1, 0, 0], [0, 0, 0], [2, 0, 0], [1, -np.inf, -np.inf]])
+    np.save(tmp_path / "x.npy", array.astype(np.float32))
+    found = report(capsys, "inspect", tmp_path / "x.npy", "--flow")["flow"]
+    flow = FLOW(array.astype(np.float32))
+    quantiles = summarize(flow, levels=(0.0, 0.5, 1.0)).quantiles
+    for name in ("classes", "entropy", "spectral_norm"):
+        np.testing.assert_allclose(list(found[name].values()), getattr(quantiles, name), rtol=1e-5)
+
+
+def test_the_picture_names_the_classes(capsys, tmp_path):
+    (tmp_path / "x.csv").write_text("ant,bee,cat\n1,2,3\n")
+    assert _main.main(["inspect", f"{tmp_path}/x.csv", "--plot", f"{tmp_path}/x.svg"]) == 0
+    capsys.readouterr()
+    figure = plot_jacobian(np.arange(3.0), classes=["ant", "bee", "a very long name"])
+    for panel in figure.axes[:3]:
+        names = [label.get_text() for label in panel.get_xticklabels()]
+        assert names == ["ant", "bee", "a very long…"]
