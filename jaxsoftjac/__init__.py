@@ -60,7 +60,10 @@ if _jax.__version_info__ == (0, 10, 2):
         stacklevel=2,
     )
 
+_LAZY = ("examples", "optimizers", "plots", "regression")
+
 if _TYPE_CHECKING:
+    from jaxsoftjac import examples as examples
     from jaxsoftjac import optimizers as optimizers
     from jaxsoftjac import plots as plots
     from jaxsoftjac import regression as regression
@@ -70,8 +73,13 @@ if _TYPE_CHECKING:
 
 def __getattr__(name: str) -> _Any:
     """Loads what needs optax or matplotlib when it is first touched."""
-    if name in ("optimizers", "plots", "regression"):
+    if name in _LAZY:
         return _importlib.import_module(f"jaxsoftjac.{name}")
     if name == "__version__":
         return _metadata.version("jaxsoftjac")
     raise AttributeError(f"module 'jaxsoftjac' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Every name, those too that are not loaded yet."""
+    return sorted({*globals(), *_LAZY, "__version__"})

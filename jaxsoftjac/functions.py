@@ -92,6 +92,17 @@ def logsumexp(
     where: ArrayLike | None = None,
     a: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def logsumexp(
+    x: ArrayLike | None,
+    axis: Axis,
+    b: ArrayLike | None,
+    keepdims: bool,
+    return_sign: Literal[True],
+    where: ArrayLike | None = None,
+    *,
+    a: ArrayLike | None = None,
+) -> tuple[jax.Array, jax.Array]: ...
 def logsumexp(
     x: ArrayLike | None = None,
     axis: Axis = None,

@@ -156,6 +156,8 @@ def _closed_over(
         raise ValueError(
             f"`argnums` must lie in [{-count}, {count}) for {arguments}, got {argnums}"
         )
+    if len({i % count for i in chosen}) < len(chosen):
+        raise ValueError(f"`argnums` must not name an argument twice, got {argnums}")
     at = primals[argnums] if isinstance(argnums, int) else tuple(primals[i] for i in chosen)
 
     def of_chosen(at: Any) -> Any:

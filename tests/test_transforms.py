@@ -121,6 +121,11 @@ def test_hvp_under_vmap_and_grad():
         (lambda: hessian(loss, batch_ndim=-2), "`batch_ndim` must be ≥ 0, got -2"),
         (lambda: hvp(loss)(PARAMS, rows(4), rows(4)), "`tangents` must have the structure"),
         (
+            lambda: jacobian(loss, (0, -2))(PARAMS, rows(4)),
+            "`argnums` must not name an argument",
+        ),
+        (lambda: hvp(jnp.vdot, (0, 0))(rows(4), rows(4), rows(4)), "must not name an argument"),
+        (
             lambda: hvp(jsj.logsumexp)(rows(4), rows(3)),
             r"`tangents` must have shape \(4,\), got \(3,\)",
         ),

@@ -202,6 +202,9 @@ WRONG = {
     "threshold": POSITIVE,
     "eps": POSITIVE,
     "every": [*POSITIVE, 0],
+    "learning_rate": POSITIVE,
+    "fit": [3, KERNEL],
+    "start": [3, KERNEL, FIT._replace(bias=X[0, :2])],
 }
 
 # What it refuses there, where that differs.
@@ -220,9 +223,9 @@ ELSEWHERE = {
     "hvp": OF_THE_USER,
     "jacobian": OF_THE_USER,
     "logsumexp": {"x": NOT_REAL},
-    "plot_jacobian": ROW,
+    "plot_jacobian": ROW | {"classes": ["text", ("one", "two")]},
     "plot_spectrum": ROW,
-    "sampled_fisher_product": OF_THE_USER,
+    "sampled_fisher_product": OF_THE_USER | {"key": ["text", 3]},
     "softmax_regression_path": {"l2": [*NOT_REAL, np.float32(1)]},
 }
 
@@ -230,5 +233,5 @@ ELSEWHERE = {
 NOT_CHECKED = (
     "adapt_damping broadcast_dropout deterministic has_value keepdims linearized precondition "
     "return_log_normalizer return_residual return_sign standard_errors "
-    "dtype precision seed learning_rate options params inputs fit flow start module a"
+    "dtype precision seed options params inputs flow module a"
 ).split()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxsoftjac.attention._arguments import scalar
@@ -93,7 +94,8 @@ def _even(length: int, size: int) -> int:
 def two_ints(name: str, x: Any, least: int) -> tuple[int, int]:
     """One int for both, or two, of Python or NumPy."""
     text = f"`{name}` must be one or two ints ≥ {least}, got {x!r}"
-    x = x.tolist() if isinstance(x, np.ndarray | np.generic) else x
+    if isinstance(x, np.ndarray | np.generic | jax.Array) and not isinstance(x, Tracer):
+        x = np.asarray(x).tolist()
     parts: tuple[Any, ...] = tuple(x) if isinstance(x, list | tuple) else (x, x)
     if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in parts):
         raise TypeError(text)

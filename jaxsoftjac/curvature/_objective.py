@@ -90,7 +90,7 @@ class _OnLogits:
     options: Mapping[str, Any]
 
     def outputs(self, model: Model, params: Any, inputs: Any) -> jax.Array:
-        return model(params, inputs)
+        return rows_of(model, params, inputs, "logits [..., K]")
 
     def loss(self, z: jax.Array, labels: Any) -> jax.Array:
         shape = jax.eval_shape(self._losses, z, labels).shape
@@ -151,13 +151,13 @@ class _OnLogits:
 
 def _named(params: Any, key: str) -> Any:
     """One of the parameters that `head` names."""
-    try:
-        return params[key]
-    except KeyError:
+    if not isinstance(params, Mapping):
+        got = type(params).__name__
+        raise TypeError(f"`head` must be a function, since the parameters have no keys: {got}")
+    if key not in params:
         keys = ", ".join(map(repr, params))
-        raise ValueError(
-            f"`head` must be of the keys {keys} of the parameters, got {key!r}"
-        ) from None
+        raise ValueError(f"`head` must be of the keys {keys} of the parameters, got {key!r}")
+    return params[key]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ class _OnHidden:
             layer = _named(params, self.head)
         else:
             layer = tuple(_named(params, key) for key in self.head)
-        return (model(params, inputs), *(layer if isinstance(layer, tuple) else (layer,)))
+        hidden = rows_of(model, params, inputs, "hidden states [..., D]")
+        return (hidden, *(layer if isinstance(layer, tuple) else (layer,)))
 
     def loss(self, z: Operands, labels: Any) -> jax.Array:
         bias = {"bias": z[2]} if len(z) == 3 else {}
@@ -221,6 +222,16 @@ class _OnHidden:
         widest = min(classes, max(128, _BLOCK_ELEMENTS // max(1, rows)))
         given = self.options.get("block_size")
         return max(1, widest) if given is None else given
+
+
+def rows_of(model: Model, params: Any, inputs: Any, what: str) -> jax.Array:
+    """What the model returns, which is to be one floating array with a last axis."""
+    z = model(params, inputs)
+    if not isinstance(z, jax.Array):
+        raise TypeError(f"`model` must return {what}, got {type(z).__name__}")
+    if not z.ndim or not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(f"`model` must return {what}, got {z.dtype.name}{list(z.shape)}")
+    return z
 
 
 def _mean_softmax_hessian(z: jax.Array, kept: jax.Array, shares: jax.Array) -> Product:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_count, wide
+from jaxsoftjac._checks import as_count, checked_key, wide
 from jaxsoftjac._trees import Floating
 from jaxsoftjac.curvature._linearization import (
     Linearization,
@@ -97,7 +97,7 @@ def sampled_fisher_product(
 
     def product(params: Any, inputs: Any, key: jax.Array, tangents: Any, labels: Any = None) -> Any:
         line = linearize(lambda p: top.outputs(model, p, inputs), params)
-        v = line.params.tangents(tangents)
+        v, key = line.params.tangents(tangents), checked_key("key", key)
         hessian = top.sampled_fisher(line.outputs, labels, key, samples)
         return line.params.derivatives(add_scaled(line.pull(hessian(line.push(v))), damping, v))
 
@@ -161,7 +161,8 @@ def gauss_newton_diagonal(
 
     def diagonal(params: Any, inputs: Any, key: jax.Array, labels: Any = None) -> Any:
         line = linearize(lambda p: top.outputs(model, p, inputs), params)
-        return line.params.derivatives(sampled_diagonal(top, line, labels, key, count))
+        squares = sampled_diagonal(top, line, labels, checked_key("key", key), count)
+        return line.params.derivatives(squares)
 
     return diagonal
 

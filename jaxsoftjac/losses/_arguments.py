@@ -166,7 +166,9 @@ def integer_labels(labels: jax.Array, shape: tuple[int, ...], axis: int) -> jax.
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
     if labels.ndim and labels.shape != expected:
-        raise ValueError(f"`labels` must have shape {expected}, got {labels.shape}")
+        is_like_logits = labels.shape == shape
+        advice = ": cast what is one-hot by .astype(float)" if is_like_logits else ""
+        raise ValueError(f"`labels` must have shape {expected}, got {labels.shape}{advice}")
     return _beside(labels, shape, axis)
 
 

@@ -62,7 +62,8 @@ def cross_entropy(
             probabilities of the shape of `logits`; the dtype tells which.
         axis: the class axis, or several, whose classes are then numbered in row-major order.
         where: boolean, broadcast to `logits`: the classes to keep. It is no mask of examples, not
-            even where its shape [N] fits: that is what `weights` are for.
+            even where its shape [N] fits: that is what `weights` are for. A target that gives an
+            excluded class a share has loss +∞: set its entries there to 0.
         weights: factors of the losses, of their shape or a number.
         class_weights: w [K] in the target: wⱼ·tⱼ, as in torch. Without smoothing an integer label
             weighs its example by w at the label. `z_loss` is not weighted by class.
@@ -78,8 +79,10 @@ def cross_entropy(
             "unbound axis name".
 
     Returns:
-        Array of the shape of `logits` without `axis`, or its sum or mean. A label out of range
-        gives NaN, in value and gradient, for that example; a label on an excluded class gives +∞.
+        Array of the shape of `logits` without `axis`, or its sum or mean, computed in float32 or
+        wider and rounded once to the dtype of `logits` (a sum may be beyond that of float16). A
+        label out of range gives NaN, in value and gradient, for that example; a label on an
+        excluded class gives +∞.
 
     Raises:
         TypeError: `logits`, `labels` or weights are boolean or complex, or `where` is not boolean.

@@ -26,6 +26,8 @@ def as_arrays(
 ) -> Operands:
     """The operands as arrays; their names in errors begin with `of`."""
     hidden, kernel = as_real(f"{of}hidden", hidden), as_real(f"{of}kernel", kernel)
+    if kernel.ndim != 2:
+        raise ValueError(f"`{of}kernel` must have shape (D, V ≥ 1), got {kernel.shape}")
     bias = None if bias is None else as_real(f"{of}bias", bias)
     if softcap is not None:
         softcap = checked_number(f"{of}logit_softcap", softcap, "be > 0 or None", lambda c: c > 0)
@@ -40,6 +42,8 @@ def as_labels(labels: ArrayLike | LinearTarget) -> jax.Array | Operands:
         return as_array("labels", labels)
     hidden, kernel, bias, temperature, softcap = labels
     shared, head = as_arrays(hidden, kernel, bias, softcap, of=_TEACHER)
+    if temperature is None:
+        return Operands(shared, head)
     temperature = checked_number(
         f"{_TEACHER}temperature", temperature, "be > 0 and finite", lambda T: 0 < T < float("inf")
     )
@@ -68,7 +72,7 @@ def checked_operands(operands: Operands, axis_name: str | None, of: str = "") ->
     hidden = shared.hidden
     if hidden.ndim < 1:
         raise ValueError(f"`{of}hidden` must have shape [..., D], got {hidden.shape}")
-    if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1] or not kernel.shape[1]:
+    if kernel.shape[0] != hidden.shape[-1] or not kernel.shape[1]:
         raise ValueError(
             f"`{of}kernel` must have shape ({hidden.shape[-1]}, V ≥ 1) for `{of}hidden` of shape "
             f"{hidden.shape}, got {kernel.shape}"

@@ -23,7 +23,7 @@ class LinearTarget(NamedTuple):
         hidden: real array [..., D], N rows as the student's; the teacher's D may be another.
         kernel: real array [D, V], V as the student's.
         bias: real array [V]; −∞ gives a class the probability 0.
-        temperature: T > 0; an array may be traced, and has a derivative.
+        temperature: T > 0, None for 1; an array may be traced, and has a derivative.
         logit_softcap: c > 0 replaces t by c·tanh(t/c); may be traced.
 
     >>> import jax.numpy as jnp
@@ -37,5 +37,5 @@ class LinearTarget(NamedTuple):
     hidden: ArrayLike
     kernel: ArrayLike
     bias: ArrayLike | None = None
-    temperature: ArrayLike = 1.0
+    temperature: ArrayLike | None = None
     logit_softcap: ArrayLike | None = None
