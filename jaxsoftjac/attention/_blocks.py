@@ -156,21 +156,22 @@ def _push_rows(
         return mean + jnp.sum(e * s_tangent, -1, keepdims=True)
 
     def add_centred(
-        carry: tuple[jax.Array, jax.Array],
-        block: _Pushed,
-        seen: jax.Array | None,
-        position: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
+        carry: _Sums, block: _Pushed, seen: jax.Array | None, position: jax.Array
+    ) -> _Sums:
+        mean, rest, acc = carry
         e, s_tangent, v, v_tangent = pushed_scores(block, seen)
+        if is_one_block:
+            mean = share * jnp.sum(e * s_tangent, -1, keepdims=True)
         w = e * (s_tangent - mean)
-        rest = carry[0] + jnp.sum(w, -1, keepdims=True)
+        rest = rest + jnp.sum(w, -1, keepdims=True)
         w, e = (dropped(x, places.dropout, sight.bits, position) for x in (w, e))
-        return rest, carry[1] + _mix(w, v, plan) + _mix(e, v_tangent, plan)
+        return mean, rest, acc + _mix(w, v, plan) + _mix(e, v_tangent, plan)
 
     zero, zeros = _zeros(queries.query, keys[0].value)
     blocks = keys[0].between(rows), keys[1].between(pushed)
-    mean = share * over_keys(add_mean, zero, blocks, sight, places, group)
-    rest, acc = over_keys(add_centred, (zero, zeros), blocks, sight, places, group)
+    is_one_block = group.reach == 1
+    mean = zero if is_one_block else share * over_keys(add_mean, zero, blocks, sight, places, group)
+    mean, rest, acc = over_keys(add_centred, (mean, zero, zeros), blocks, sight, places, group)
     return share * (acc - rest * done.output), done.total * mean + rest
 
 

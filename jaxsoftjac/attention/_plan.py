@@ -36,7 +36,7 @@ def plan_of(
     (*batch, T, N, H), (S, K) = q.shape, k.shape[-3:-1]
     if scale is None:
         scale = 1 / math.sqrt(max(H, 1))
-    query_block, *key_blocks = _block_sizes(block_size, math.prod(batch) * N)
+    query_block, *key_blocks = _block_sizes(block_size, math.prod(batch) * N, T, S)
     if jax.typeof(q).sharding.spec[-3] is not None:
         query_block = T  # blocks would cut through the devices' slices
     even = [_even(T, query_block), *(_even(S, size) for size in key_blocks)]
@@ -72,15 +72,20 @@ def softcap_of(x: ArrayLike | None) -> float | jax.Array | None:
     return None if isinstance(x, float) and x == math.inf else x
 
 
-def _block_sizes(block_size: int | tuple[int, int] | None, heads: int) -> tuple[int, int, int]:
+def _block_sizes(
+    block_size: int | tuple[int, int] | None, heads: int, T: int, S: int
+) -> tuple[int, int, int]:
     """Queries of a block, and keys in the primal and in the tangent program.
 
     By default a block has at most about 2²⁰ scores, over all heads: they stay in a CPU's caches,
-    and the rows that every step reads and writes weigh little against them.
+    and the rows that every step reads and writes weigh little against them. All keys are one block
+    where that has at most twice as many, for then each score of a derivative is computed once.
     """
     if block_size is None:
         queries = min(max(2**13 // max(heads, 1), 128), 1024)
-        keys = min(max(2**20 // (queries * max(heads, 1)), 128), 256)
+        if min(queries, T) * heads * S <= 2**21:
+            return queries, max(S, 1), max(S, 1)
+        keys = min(max(2**20 // (queries * heads), 128), 256)
         return queries, 2 * keys, keys
     queries, keys = two_ints("block_size", block_size, 1)
     return queries, keys, keys

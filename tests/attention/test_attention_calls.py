@@ -18,6 +18,7 @@ from attention_cases import (
     T,
     arrays,
     dense,
+    derivatives,
     every_mode,
 )
 from helpers import WIDE, checking_leaks, close, quick_jit
@@ -237,3 +238,12 @@ def test_the_mean_of_values_near_the_largest_number_is_one():
     q, v = jnp.ones((1, 1, 1, 2), jnp.float32), jnp.full((1, 2, 1, 2), 3e38, jnp.float32)
     output = dot_product_attention(q, jnp.ones_like(v), v)
     np.testing.assert_allclose(output, v[:, :1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "products"), [("gradient", 7), ("jvp", 7), ("forward over reverse", 19)]
+)
+def test_keys_of_one_block_are_multiplied_once(mode, products):
+    """With the queries: once in the value, once in its derivative; 10, 10 and 29 of two blocks."""
+    function = derivatives(dot_product_attention)[mode]
+    assert jax.jit(function).lower(*arrays()[:3]).as_text().count("dot_general") == products
