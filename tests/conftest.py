@@ -1,4 +1,8 @@
-"""Strict JAX settings for every test; x64 is on unless JAX_ENABLE_X64 says otherwise."""
+"""Strict JAX settings for every test; x64 is on unless JAX_ENABLE_X64 says otherwise.
+
+Programs are compiled quickly, which takes less than half the time, but by `-m as_compiled` as users
+have them: digits, memory and what the compiler does are tested in both ways.
+"""
 
 import gc
 import os
@@ -20,6 +24,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "all_modes: public functions in every mode")
     config.addinivalue_line("markers", "once: left out of the pass without x64")
     config.addinivalue_line("markers", "as_compiled: digits, memory or the compiler are tested")
+    if not config.option.markexpr.startswith("as_compiled"):  # before JAX has a backend
+        from helpers import FAST  # which asks whether x64 is on
+
+        flags = (f"--{name}={value}".lower() for name, value in FAST.items())
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 
 def pytest_collection_modifyitems(items):

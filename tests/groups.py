@@ -1,7 +1,7 @@
 """Files of tests that are run in passes of their own."""
 
-# Where digits, memory or what the compiler does is the subject, so that `.ci/run` leaves XLA's
-# settings as users have them. Elsewhere it compiles the quick way.
+# Where digits, memory or what the compiler does is the subject: by `-m as_compiled` they are run
+# with XLA's settings as users have them.
 OF_COMPILED_PROGRAMS = {
     "test_accuracy",
     "test_accuracy_command",

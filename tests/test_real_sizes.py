@@ -12,7 +12,7 @@ import pytest
 
 import jaxsoftjac as jsj
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]  # of use as compiled
 
 SHAPES = [(1257, 10), (40, 1000), (2, 50000)]  # three vectors of that shape: over 32768 elements
 

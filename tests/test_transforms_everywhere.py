@@ -230,8 +230,9 @@ def ways_to_try(name):
     return tuple(w for w in ways(TABLE[name][0]) if third or "third" not in w)
 
 
-# Variants of a function are the same programs whether x64 is on or off, but for their dtype.
-ROWS = [pytest.param(name, marks=[pytest.mark.once] * ("," in name)) for name in TABLE]
+# Variants of a function have its rules, and the same programs whether x64 is on or off.
+OF_VARIANT = [pytest.mark.slow, pytest.mark.once]
+ROWS = [pytest.param(name, marks=OF_VARIANT if "," in name else []) for name in TABLE]
 
 
 @pytest.mark.parametrize("name", ROWS)

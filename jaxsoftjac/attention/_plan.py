@@ -102,7 +102,7 @@ def two_ints(name: str, x: Any, least: int) -> tuple[int, int]:
     if isinstance(x, np.ndarray | np.generic | jax.Array) and not isinstance(x, Tracer):
         x = np.asarray(x).tolist()
     parts: tuple[Any, ...] = tuple(x) if isinstance(x, list | tuple) else (x, x)
-    if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in parts):
+    if any(isinstance(n, bool | Tracer) or not hasattr(n, "__index__") for n in parts):
         raise TypeError(text)
     if len(parts) != 2 or min(parts) < least:
         raise ValueError(text)

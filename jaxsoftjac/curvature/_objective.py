@@ -152,8 +152,7 @@ class _OnLogits:
 def _named(params: Any, key: str) -> Any:
     """One of the parameters that `head` names."""
     if not isinstance(params, Mapping):
-        got = type(params).__name__
-        raise TypeError(f"`head` must be a function, since the parameters have no keys: {got}")
+        raise TypeError(f"`head` must be a function where the parameters have no keys, got {key!r}")
     if key not in params:
         keys = ", ".join(map(repr, params))
         raise ValueError(f"`head` must be of the keys {keys} of the parameters, got {key!r}")

@@ -28,7 +28,7 @@ def test_data_parallel_examples(axis_type):
 
 
 @pytest.mark.parametrize("of", ["labels", "teacher"])
-@pytest.mark.parametrize("way", ["shard_map", "vmap"])
+@pytest.mark.parametrize("way", ["shard_map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_kernel_that_is_split_over_devices(way, of):
     rows = {k: a for k, a in operands().items() if k != "bias"}
     rows["kernel"] = rows["kernel"][:, :8]

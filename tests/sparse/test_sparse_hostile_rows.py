@@ -65,6 +65,7 @@ def test_hostile_rows(K, alpha):
             assert np.isnan(found[3]), x[i]
 
 
+@pytest.mark.slow  # of use as compiled
 @pytest.mark.parametrize("shape", [(1257, 10), (40, 1000), (2, 50000)])
 def test_real_sizes(shape):
     random = np.random.default_rng(0)
