@@ -14,7 +14,9 @@ import jaxsoftjac as jsj
 GAPS = (0, 4, 8, 12, 14, 15, 16, 17, 20, 24, 30)
 OFFSETS = (0.0, 10.0, 1e3, 1e5, 1e6)
 # The widest rows are the same float32 programs whether x64 is on or off.
-SIZES = (2, 3, 16, 300, *(pytest.param(K, marks=pytest.mark.once) for K in (1024, 20000)))
+WIDE_ROW = pytest.param(1024, marks=pytest.mark.once)
+LONG_ROW = pytest.param(20000, marks=[pytest.mark.once, pytest.mark.slow])  # of use as compiled
+SIZES = (2, 3, 16, 300, WIDE_ROW, LONG_ROW)
 
 
 @functools.cache

@@ -110,8 +110,13 @@ def sizes_sent(program, kinds):
     return [math.prod(int(n) for n in s.split(",") if n) for found in shapes for s in found]
 
 
+# Those that have their ways of splitting from another that is not slow.
+LIKE_OTHERS = "cross_entropy_hessian", "spectral_norm", "eigvalsh", "linear_cross_entropy, mean"
+NAMES = [pytest.param(n, marks=[pytest.mark.slow] * (n in LIKE_OTHERS)) for n in FUNCTIONS]
+
+
 @pytest.mark.once
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_as_on_one_device(name):
     f, shapes = FUNCTIONS[name]
     at = tuple(jnp.asarray(RANDOM.normal(size=s) * 2, WIDE) for s in shapes.values())

@@ -93,7 +93,7 @@ def gradients(x, labels):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("width", [64, 4096])
+@pytest.mark.parametrize("width", [pytest.param(64, marks=pytest.mark.slow), 4096])
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_sharded_classes_are_not_gathered(axis_type, width):
     mesh = jax.make_mesh(
