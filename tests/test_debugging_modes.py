@@ -17,7 +17,7 @@ import jaxsoftjac as jsj
 pytestmark = pytest.mark.once
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_debug_nans_finds_none(name, compiled):
     f = FUNCTIONS[name]

@@ -111,7 +111,13 @@ def sizes_sent(program, kinds):
 
 
 # Those that have their ways of splitting from another that is not slow.
-LIKE_OTHERS = "cross_entropy_hessian", "spectral_norm", "eigvalsh", "linear_cross_entropy, mean"
+LIKE_OTHERS = (
+    "cross_entropy_hessian",
+    "spectral_norm",
+    "eigvalsh",
+    "linear_cross_entropy, mean",
+    "linear_cross_entropy, teacher",
+)
 NAMES = [pytest.param(n, marks=[pytest.mark.slow] * (n in LIKE_OTHERS)) for n in FUNCTIONS]
 
 

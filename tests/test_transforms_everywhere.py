@@ -230,9 +230,14 @@ def ways_to_try(name):
     return tuple(w for w in ways(TABLE[name][0]) if third or "third" not in w)
 
 
-# Variants of a function have its rules, and the same programs whether x64 is on or off.
-OF_VARIANT = [pytest.mark.slow, pytest.mark.once]
-ROWS = [pytest.param(name, marks=OF_VARIANT if "," in name else []) for name in TABLE]
+def marks_of(name):
+    """Variants are the same programs whether x64 is on or off; most have the rules of others."""
+    is_variant, is_quick = "," in name, name in ("logsumexp, b", "cross_entropy, probabilities")
+    slow = name == "sparsemax" or (is_variant and not is_quick)
+    return [pytest.mark.once] * is_variant + [pytest.mark.slow] * slow
+
+
+ROWS = [pytest.param(name, marks=marks_of(name)) for name in TABLE]
 
 
 @pytest.mark.parametrize("name", ROWS)

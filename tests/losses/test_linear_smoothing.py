@@ -48,7 +48,7 @@ def confident(gap):
 
 
 @pytest.mark.as_compiled
-@pytest.mark.parametrize("gap", [12, 20, 40])
+@pytest.mark.parametrize("gap", [12, pytest.param(20, marks=pytest.mark.slow), 40])
 @pytest.mark.parametrize("name", [*OPTIONS, "teacher"])
 def test_hessian_and_gauss_newton_products_of_confident_rows(name, gap):
     z, v = confident(gap)
