@@ -11,7 +11,7 @@ import pytest
 
 import jaxsoftjac
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 PUBLIC = [m.name for m in pkgutil.iter_modules(jaxsoftjac.__path__) if m.name[0] != "_"]
 COMMAND = "-W", "error", "-m", "pdoc", "-d", "google", "jaxsoftjac", r"!.*\._"

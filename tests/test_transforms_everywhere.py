@@ -230,11 +230,21 @@ def ways_to_try(name):
     return tuple(w for w in ways(TABLE[name][0]) if third or "third" not in w)
 
 
+QUICK_VARIANTS = "logsumexp, b", "cross_entropy, probabilities"
+SLOW = (
+    "cross_entropy_hessian",
+    "dot_product_attention",  # its own tests have every mode
+    "softmax_hessian",
+    "softmax_second_derivative",
+    "sparsemax",
+)
+
+
 def marks_of(name):
     """Variants are the same programs whether x64 is on or off; most have the rules of others."""
-    is_variant, is_quick = "," in name, name in ("logsumexp, b", "cross_entropy, probabilities")
-    slow = name == "sparsemax" or (is_variant and not is_quick)
-    return [pytest.mark.once] * is_variant + [pytest.mark.slow] * slow
+    is_variant = "," in name
+    is_slow = name in SLOW or (is_variant and name not in QUICK_VARIANTS)
+    return [pytest.mark.once] * is_variant + [pytest.mark.slow] * is_slow
 
 
 ROWS = [pytest.param(name, marks=marks_of(name)) for name in TABLE]

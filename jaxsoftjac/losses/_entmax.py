@@ -18,16 +18,15 @@ from jaxsoftjac._pivots import where_positive
 from jaxsoftjac._rows import ClassAxes, depth, in_range, is_label, largest, nan_unless, top_of
 from jaxsoftjac._rules import compiled, recomputed
 from jaxsoftjac.losses._arguments import checked_arguments
-from jaxsoftjac.sparse._functions import checked_alpha, family_rows, parts_of, whole_of
-from jaxsoftjac.sparse._powers import (
-    Beta,
-    deformed,
-    deformed_log,
-    deformed_slope,
-    is_number,
-    power,
-    safe_log,
+from jaxsoftjac.losses._tsallis import (
+    divergence,
+    limit_log,
+    of_certain,
+    tsallis_entropy,
+    tsallis_entropy_slope,
 )
+from jaxsoftjac.sparse._functions import checked_alpha, family_rows, parts_of, whole_of
+from jaxsoftjac.sparse._powers import Beta, deformed_log, power
 
 
 def entmax_loss(
@@ -137,10 +136,10 @@ def _label_loss(
     label = is_label(labels, x, classes.axes[0])
     others = jnp.where(label, 0, p)
     missing = classes.sum(others)
-    likely = classes.sum(power(others, alpha)) + _of_certain(missing, alpha - 1)
+    likely = classes.sum(power(others, alpha)) + of_certain(missing, alpha - 1)
     d = depth(x, top_of(x, classes))
     mean = classes.sum(p * where_positive(d, p)) - classes.sum(jnp.where(label, d, 0))
-    unlikely = mean + _entropy(p, alpha, classes)
+    unlikely = mean + tsallis_entropy(p, alpha, classes)
     return jnp.where(classes.sum(jnp.where(label, p, 0)) > 0.5, likely / alpha, unlikely)
 
 
@@ -173,7 +172,7 @@ def _label_pushforward(
     pushed = classes.sum(gradient * where_positive(tangents[0], gradient, p))
     if tangents[1] is None:
         return pushed
-    return pushed + tangents[1] * _entropy_slope(p, alpha, classes)
+    return pushed + tangents[1] * tsallis_entropy_slope(p, alpha, classes)
 
 
 # Probabilities as labels.
@@ -185,8 +184,8 @@ def _target_loss(
 ) -> jax.Array:
     alpha, classes = family.alpha_of(traced), family.classes
     p = family_rows(x, alpha, classes)
-    outside = target * (_surprise(x, p, target, alpha, classes) + _log(target, alpha) / alpha)
-    inside = _divergence(target, jnp.where(p > 0, p, 1), alpha)
+    outside = target * (_surprise(x, p, target, alpha, classes) + limit_log(target, alpha) / alpha)
+    inside = divergence(target, jnp.where(p > 0, p, 1), alpha)
     terms = jnp.where(p > 0, inside, outside - target / alpha)
     return classes.sum(jnp.where((p > 0) | (target != 0), terms, 0))
 
@@ -213,12 +212,12 @@ def _target_pushforward(
     p = family_rows(x, alpha, classes)
     x_tangent, target_tangent, alpha_tangent = tangents
     gradient = _less_target(p, jnp.where(x == -jnp.inf, 0, target), classes)
-    of_target = _surprise(x, p, target, alpha, classes) + _log(target, alpha)
+    of_target = _surprise(x, p, target, alpha, classes) + limit_log(target, alpha)
     pushed = classes.sum(gradient * where_positive(x_tangent, gradient, p))
     pushed = pushed + classes.sum(jnp.where(jnp.isfinite(of_target), of_target, 0) * target_tangent)
     if alpha_tangent is None:
         return pushed
-    slopes = [_entropy_slope(a, alpha, classes) for a in (p, target)]
+    slopes = [tsallis_entropy_slope(a, alpha, classes) for a in (p, target)]
     return pushed + alpha_tangent * (slopes[0] - slopes[1])
 
 
@@ -238,70 +237,3 @@ def _surprise(
     theta = classes.sum(p * (where_positive(d, p) - deformed_log(p, alpha - 1)))
     matters = (p > 0) | (target != 0) | (d != -jnp.inf)
     return jnp.where(p > 0, -deformed_log(p, alpha - 1), theta - jnp.where(matters, d, 0))
-
-
-# Powers: divergences and entropies of numbers and rows.
-
-
-def _divergence(y: jax.Array, p: jax.Array, alpha: Beta) -> jax.Array:
-    """b(y, p) = y^α/(αβ) + p^α/α − yp^β/β ≥ 0: p^α times a function of y/p, or the reverse."""
-    if is_number(alpha, 2):
-        return (y - p) ** 2 / 2
-    excess = (y - p) / p
-    is_near, is_below = jnp.abs(excess) <= 0.25, y < p
-    near = power(p, alpha) * _series(jnp.where(is_near, excess, 0), 0.5, alpha)
-    low = jnp.where(is_below & ~is_near, y / p, 0)
-    below = power(p, alpha) * (1 + low * (deformed_log(low, alpha - 1) - 1)) / alpha
-    high = jnp.where(is_below | is_near, 1, p / jnp.where(y > 0, y, 1))
-    above = (power(high, alpha) - 1) / alpha - deformed_log(high, alpha - 1)
-    above = power(jnp.where(is_below | is_near, 0, y), alpha) * above
-    return jnp.where(is_near, near, jnp.where(is_below, below, above))
-
-
-def _of_certain(missing: jax.Array, beta: Beta) -> jax.Array:
-    """αb(1, 1 − ε) = L(1 + βε) − ε with L = −log_β(1 − ε), without its cancellation."""
-    if is_number(beta, 1):
-        return missing * missing
-    is_small = missing <= 0.25
-    small, large = jnp.where(is_small, missing, 0), jnp.where(is_small, 0, missing)
-    excess = _series(-small, (1 - beta) / 2, beta)
-    near = excess + beta * small * (small + excess)
-    surprise = -deformed_log(jnp.maximum(1 - large, 0), beta)
-    return jnp.where(is_small, near, surprise * (1 + beta * large) - large)
-
-
-def _series(e: jax.Array, first: Beta, exponent: Beta) -> jax.Array:
-    """e²·Σ aₙeⁿ of a binomial series, a₀ = `first`, aₙ = aₙ₋₁(exponent − n − 1)/(n + 2)."""
-    count = 12 if e.dtype == jnp.float32 else 26
-    coefficients = [first]
-    for n in range(1, count):
-        coefficients.append(coefficients[-1] * (exponent - n - 1) / (n + 2))
-    total = jnp.zeros_like(e)
-    for coefficient in reversed(coefficients):
-        total = total * e + coefficient
-    return e * e * total
-
-
-def _entropy(p: jax.Array, alpha: Beta, classes: ClassAxes) -> jax.Array:
-    """H(p) = −(1/α)Σ p log_β p."""
-    return -classes.sum(p * deformed_log(p, alpha - 1)) / alpha
-
-
-def _entropy_slope(p: jax.Array, alpha: Beta, classes: ClassAxes) -> jax.Array:
-    """∂H(p)/∂α; the logarithm of a p above ½ is that of 1 less the others."""
-    is_hot = lax.stop_gradient(p > 0.5)
-    others = classes.sum(jnp.where(is_hot, 0, p))
-    log_p = jnp.where(is_hot, jnp.log1p(-jnp.minimum(others, 0.5)), safe_log(p))
-    logs = deformed(log_p, alpha - 1) / alpha - deformed_slope(log_p, alpha - 1)
-    at_zero = _at_zero(alpha) / alpha - _at_zero(alpha) ** 2
-    return classes.sum(p * jnp.where(p > 0, logs, at_zero)) / alpha
-
-
-def _log(y: jax.Array, alpha: Beta) -> jax.Array:
-    """log_β y; at 0 its limit −1/β, if that is finite."""
-    return jnp.where(y > 0, deformed_log(y, alpha - 1), _at_zero(alpha))
-
-
-def _at_zero(alpha: Beta) -> jax.Array:
-    """log_β 0 = −1/β; as good as 0 where it is not finite."""
-    return -1 / jnp.where(alpha == 1, 1e15, alpha - 1)

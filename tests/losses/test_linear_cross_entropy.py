@@ -29,7 +29,8 @@ from jaxsoftjac.losses import linear_cross_entropy
 
 
 @pytest.mark.parametrize(
-    ("options", "reduction"), [("all", "none"), ("all", "mean"), ("plain", "sum")]
+    ("options", "reduction"),
+    [("all", "none"), pytest.param("all", "mean", marks=pytest.mark.slow), ("plain", "sum")],
 )
 def test_agrees_with_cross_entropy_of_the_logits_in_every_mode(options, reduction):
     @functools.partial(quick_jit, static_argnums=0)
