@@ -1,6 +1,6 @@
 """Strict JAX settings for every test; x64 is on unless JAX_ENABLE_X64 says otherwise.
 
-Programs are compiled quickly, which takes less than half the time, but by `-m as_compiled` as users
+Programs are compiled quickly, in 0.6 of the processor time, but by `-m as_compiled` as users
 have them: digits, memory and what the compiler does are tested in both ways.
 """
 
