@@ -177,6 +177,21 @@ def at_length(report: Report, sizes: Sequence[int], names: Sequence[str], rounds
         report.claims.append(Claim(text, target, measured))
 
 
+def in_models(report: Report, shapes: Sequence[Sequence[int]], rounds: int) -> None:
+    """The gradient at sizes [batch, length, heads, features] of ordinary models."""
+    rows = []
+    for shape in shapes:
+        keys = jax.random.split(jax.random.key(0), 3)
+        x = tuple(jax.random.normal(key, shape, jnp.float32) for key in keys)
+        calls = {}
+        for peer, f in (("ours", dot_product_attention), ("jax.nn", jax.nn.dot_product_attention)):
+            calls[peer] = functools.partial(compiled(f, "gradient", x), *x)
+        times = time_in_turn(calls, rounds)
+        rows.append([str(tuple(shape)), ratio(times["ours"], times["jax.nn"])])
+    header = ["batch, length, heads, features", "gradient over jax.nn's"]
+    report.add("At sizes of ordinary models", header, rows)
+
+
 def eager(report: Report, n: int, rounds: int) -> None:
     """Calls outside `jit`, after the first one, which compiles."""
     x, rows, slowest = operands(n, 2), [], 0.0
@@ -252,5 +267,7 @@ def run(quick: bool) -> Report:
     causal(report, large, FIRST_ORDER[:1] if quick else FIRST_ORDER, rounds)
     lengths, longer = ((32, 64), ("forward",)) if quick else ((1024, 4096, 16384), AT_LENGTH)
     at_length(report, lengths, longer, 3)
+    sizes_of_models = ((8, 64, 8, 32), (8, 128, 8, 64), (4, 256, 8, 64), (8, 256, 8, 64))
+    in_models(report, ((1, 8, 2, 4),) if quick else sizes_of_models, rounds)
     eager(report, small, rounds)
     return report

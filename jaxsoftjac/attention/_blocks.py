@@ -35,6 +35,7 @@ from jaxsoftjac.attention._layout import (
 from jaxsoftjac.attention._loops import over_keys, over_queries
 
 _Sums = tuple[jax.Array, jax.Array, jax.Array]  # the top, Σp and Σp(v − origin) so far
+_Centred = tuple[jax.Array, jax.Array, jax.Array]  # the mean of ṡ, Σw and Σ(wv + ev̇) so far
 _Pushed = tuple[KeyBlock, KeyBlock]  # a block of keys and its tangent
 
 
@@ -156,11 +157,11 @@ def _push_rows(
         return mean + jnp.sum(e * s_tangent, -1, keepdims=True)
 
     def add_centred(
-        carry: _Sums, block: _Pushed, seen: jax.Array | None, position: jax.Array
-    ) -> _Sums:
+        carry: _Centred, block: _Pushed, seen: jax.Array | None, position: jax.Array
+    ) -> _Centred:
         mean, rest, acc = carry
         e, s_tangent, v, v_tangent = pushed_scores(block, seen)
-        if is_one_block:
+        if is_one_block:  # its mean is that of all, found without a loop of its own
             mean = share * jnp.sum(e * s_tangent, -1, keepdims=True)
         w = e * (s_tangent - mean)
         rest = rest + jnp.sum(w, -1, keepdims=True)

@@ -47,7 +47,7 @@ def over_keys(
         sees = _anywhere(_sees(span, position, size))
         return lax.cond(sees, visit, _skip, carry, block, mask, span, position), None
 
-    if xs[2].shape[0] == 1:
+    if xs[2].shape[0] == 1:  # one block needs no loop
         return body(carry, jax.tree.map(lambda x: x[0], xs))[0]
     return lax.scan(body, carry, xs)[0]
 
