@@ -29,11 +29,6 @@ class LossOptions(NamedTuple):
     z_loss: float | jax.Array | None = 0.0
 
     @property
-    def is_static(self) -> bool:
-        """Whether both are Python numbers."""
-        return all(isinstance(value, float) for value in self)
-
-    @property
     def has_smoothing(self) -> bool:
         """Whether the target is smoothed, as far as is known."""
         return not _is_zero(self.label_smoothing)
@@ -214,12 +209,7 @@ def reduced(losses: jax.Array, weights: jax.Array, shares: jax.Array, reduction:
 
 def weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
     """Losses times weights; of weight 0, an infinite one is 0 too."""
-    return weights * countable(weights, losses)
-
-
-def countable(weights: jax.Array, losses: jax.Array) -> jax.Array:
-    """The losses, 0 for an infinite one of weight 0."""
-    return jnp.where((weights == 0) & jnp.isinf(losses), 0, losses)
+    return weights * jnp.where((weights == 0) & jnp.isinf(losses), 0, losses)
 
 
 def flattened(

@@ -171,13 +171,14 @@ def wide_shared(shared: Shared, layout: Layout) -> Shared:
     return jax.tree.map(lambda a: varying(wide(a), layout.axis_name), shared)
 
 
-def block_of(operands: Operands, start: Any, size: int) -> Operands:
-    """The operands of the logits of `size` classes from `start` on, read in place."""
+def block_of(operands: Operands, start: Start, size: int) -> Operands:
+    """The operands of the logits of `size` classes from `start` on."""
+    return Operands(operands.shared, _part(operands.head, start, size))
 
-    def take(a: jax.Array) -> jax.Array:
-        return lax.dynamic_slice_in_dim(a, start, size, a.ndim - 1)
 
-    return Operands(operands.shared, jax.tree.map(take, operands.head))
+def _part(head: Head, start: Start, size: int) -> Head:
+    """What classes have of a head, read in place."""
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size, a.ndim - 1), head)
 
 
 def reduce_blocks(
@@ -189,23 +190,21 @@ def reduce_blocks(
 ) -> Any:
     """Combines visit(start, size, moving block) over all blocks of the classes, after `init`.
 
-    `moving`, tangents of the head, is scanned over, so that its transpose writes each block once.
+    `moving`, tangents of the head, is sliced outside of what `visit` computes again: there the
+    transpose of a slice adds to its part of the gradient in place.
     """
 
-    def step(total: Any, x: tuple[jax.Array, Head]) -> tuple[Any, None]:
-        i, block = x
-        return combine(total, visit(layout.first + i * layout.size, layout.size, block)), None
+    def visited(start: Start, size: int) -> Any:
+        return visit(start, size, _part(moving, start, size))
 
-    total = visit(0, layout.first, jax.tree.map(lambda a: a[..., : layout.first], moving))
+    def step(total: Any, i: jax.Array) -> tuple[Any, None]:
+        return combine(total, visited(layout.first + i * layout.size, layout.size)), None
+
+    total = visited(0, layout.first)
     total = total if init is None else combine(init, total)
     if not layout.blocks:
         return total
-    stacked = jax.tree.map(lambda a: _stacked(a[..., layout.first :], layout), moving)
-    return lax.scan(step, total, (jnp.arange(layout.blocks), stacked))[0]
-
-
-def _stacked(a: jax.Array, layout: Layout) -> jax.Array:
-    return jnp.moveaxis(a.reshape(*a.shape[:-1], layout.blocks, layout.size), -2, 0)
+    return lax.scan(step, total, jnp.arange(layout.blocks))[0]
 
 
 def at_label(z: jax.Array, start: Any, labels: jax.Array, layout: Layout) -> jax.Array:

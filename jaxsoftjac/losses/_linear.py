@@ -26,7 +26,7 @@ from jaxsoftjac.losses._arguments import (
 )
 from jaxsoftjac.losses._blocks import Operands
 from jaxsoftjac.losses._linear_arguments import STATIC, LinearOptions, problem_of, without_ignored
-from jaxsoftjac.losses._linear_gradients import log_normalizer, loss, weighted_sum
+from jaxsoftjac.losses._linear_losses import log_normalizer, loss
 from jaxsoftjac.losses._linear_operands import (
     as_arrays,
     as_labels,
@@ -159,19 +159,13 @@ def _linear_cross_entropy(
             loss_of, names, P(), operands, labels, weights, class_weights, traced
         )
     problem = problem_of(operands, labels, weights, class_weights, traced, **static)
-    layout, options, _ = problem.static
     rows = problem.weights.ndim - 1
-    is_total = static["reduction"] != "none" and static["axis_name"] is None
-    is_total = is_total and problem.of_classes is None
-    if is_total and not return_log_normalizer and options.is_static:
-        operands = without_ignored(problem)
-        return weighted_sum(operands, problem.labels, problem.weights, problem.static)
-    terms, constants = row_terms(without_ignored(problem), problem.labels, layout)
-    losses = loss(terms, constants, options, problem.of_classes)
+    terms, constants = row_terms(without_ignored(problem), problem.labels, problem.layout)
+    losses = loss(terms, constants, problem.options, problem.of_classes)
     losses = lax.squeeze(weighted(problem.weights, losses), (rows,))
     result = losses if static["reduction"] == "none" else jnp.sum(losses)
     if not return_log_normalizer:
         return result
     if problem.ignored is not None:
-        terms, constants = row_terms(problem.operands, problem.labels, layout)
+        terms, constants = row_terms(problem.operands, problem.labels, problem.layout)
     return result, lax.squeeze(log_normalizer(terms, constants), (rows,))

@@ -16,7 +16,7 @@ from jaxsoftjac.losses._arguments import (
     is_ignored,
 )
 from jaxsoftjac.losses._blocks import Layout, Operands, logits_dtype
-from jaxsoftjac.losses._linear_gradients import OfClasses, Static
+from jaxsoftjac.losses._linear_losses import OfClasses
 from jaxsoftjac.losses._linear_operands import checked_operands, checked_teacher
 
 STATIC = "known", "ignore_index", "reduction", "block_size", "axis_name"
@@ -46,7 +46,8 @@ class Problem(NamedTuple):
     weights: jax.Array  # [..., 1]
     ignored: jax.Array | None  # [..., 1]
     of_classes: OfClasses | None  # None where they are in the weights already
-    static: Static
+    layout: Layout
+    options: LossOptions
 
 
 def without_ignored(problem: Problem) -> Operands:
@@ -80,16 +81,14 @@ def problem_of(
     hidden, V = operands.shared.hidden, operands.head.kernel.shape[1]
     lead = hidden.shape[:-1]
     weights = _checked_weights(weights, hidden[..., :1].astype(logits_dtype(operands)))
-    has_mean = not (options.is_static and options.label_smoothing == 0)
     rows = weights.size * (2 if isinstance(labels, Operands) else 1)  # the teacher's are held too
-    layout = _layout(V, rows, block_size, has_mean, axis_name)
-    static = Static(layout, options)
+    layout = _layout(V, rows, block_size, options.has_smoothing, axis_name)
     if isinstance(labels, Operands):
         _check_for_target(class_weights, ignore_index)
         operands = operands.taught_by(checked_teacher(labels, operands, axis_name))
         if reduction == "mean":
             weights = weights * _one_over(jnp.sum(weights))
-        return Problem(operands, None, weights, None, None, static)
+        return Problem(operands, None, weights, None, None, layout, options)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
             f"`labels` must be integers or a LinearTarget, got dtype {labels.dtype.name}"
@@ -110,7 +109,7 @@ def problem_of(
         weights = weights * _one_over(jnp.sum(shares))
     slices = 1 if axis_name is None else lax.axis_size(axis_name)
     weights = weights * nan_unless((labels >= 0) & (labels < slices * V), weights.dtype)
-    return Problem(operands, labels, weights, ignored, of_classes, static)
+    return Problem(operands, labels, weights, ignored, of_classes, layout, options)
 
 
 def with_any_label(problem: Problem) -> Problem:

@@ -5,15 +5,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, check_axis_name
 from jaxsoftjac._rules import compiled
 from jaxsoftjac.losses._arguments import LossOptions, Reduction, check_reduction, checked_options
-from jaxsoftjac.losses._blocks import Operands
-from jaxsoftjac.losses._linear_arguments import STATIC, problem_of, with_any_label, without_ignored
-from jaxsoftjac.losses._linear_gradients import gradient_pushforward, mass_of_target
+from jaxsoftjac.losses._blocks import (
+    Head,
+    Operands,
+    Start,
+    at_tangents,
+    block_of,
+    both_logits,
+    checkpointed,
+    filled,
+    logits_of,
+    reduce_blocks,
+    wide_shared,
+)
+from jaxsoftjac.losses._linear_arguments import (
+    STATIC,
+    Problem,
+    problem_of,
+    with_any_label,
+    without_ignored,
+)
+from jaxsoftjac.losses._linear_losses import mass_of_target, slopes_by_terms
 from jaxsoftjac.losses._linear_operands import (
     as_arrays,
     as_labels,
@@ -22,6 +41,7 @@ from jaxsoftjac.losses._linear_operands import (
     vocabulary_axes,
 )
 from jaxsoftjac.losses._linear_target import LinearTarget
+from jaxsoftjac.losses._vocabulary import Constants, Terms, row_terms, slopes_of
 
 
 def linear_cross_entropy_gauss_newton(
@@ -119,14 +139,54 @@ def _gauss_newton(
         along = operands, moves, labels
         return over_vocabulary(product_of, names, specs, *along, weights, class_weights, traced)
     problem = with_any_label(problem_of(operands, labels, weights, class_weights, traced, **static))
-    weights, options = mass_of_target(problem.weights, problem.static.options, problem.of_classes)
-    _, product = gradient_pushforward(
-        without_ignored(problem._replace(operands=moves)),
-        jnp.zeros_like(weights),
-        without_ignored(problem),
-        problem.labels,
-        weights,
-        problem.static._replace(options=options),
-        hold=True,
-    )
-    return tuple(a for a in (product.shared.hidden, *product.head) if a is not None)
+    moves = without_ignored(problem._replace(operands=moves))
+    hidden, head = _product(moves, without_ignored(problem), problem)
+    return tuple(a for a in (hidden, *head) if a is not None)
+
+
+def _product(moves: Operands, operands: Operands, problem: Problem) -> tuple[jax.Array, Head]:
+    """The gradient's derivative along `moves` where the Jacobian of the logits is held."""
+    labels, layout = problem.labels, problem.layout
+    weights, options = mass_of_target(problem.weights, problem.options, problem.of_classes)
+    hidden = wide_shared(operands.shared, layout).hidden
+
+    def at_terms(moved: Operands) -> tuple[tuple[Terms, Terms], Constants]:
+        terms, constants = row_terms(filled(moved, operands), labels, layout)
+        return (terms, slopes_by_terms(terms, constants, weights, options)), constants
+
+    at = at_tangents(operands, moves)
+    of_terms, of_terms_moves, constants = jax.jvp(at_terms, (at,), (moves,), has_aux=True)
+
+    @checkpointed
+    def visit(start: Start, size: int, moves_of_block: Head) -> tuple[Start, jax.Array, Head]:
+        block, tangent = block_of(operands, start, size), Operands(moves.shared, moves_of_block)
+
+        def gradient(moved: Operands, terms: Terms, by_terms: Terms) -> jax.Array:
+            logits = both_logits(filled(moved, block))
+            slopes = slopes_of(logits, start, labels, terms, constants, layout).student
+            pairs = zip(by_terms, slopes, strict=True)
+            parts = [weight * slope for weight, slope in pairs if weight is not None]
+            return sum(parts, jnp.zeros_like(parts[0]))
+
+        def logits_of_held(hidden: jax.Array, head: Head) -> jax.Array:
+            return logits_of(Operands(operands.shared._replace(hidden=hidden), head))
+
+        at = (at_tangents(block, tangent), *of_terms), (tangent, *of_terms_moves)
+        _, pullback = jax.vjp(logits_of_held, hidden, block.head)
+        return start, *pullback(jax.jvp(gradient, *at)[1])
+
+    def added(
+        total: tuple[jax.Array, Head], part: tuple[Start, jax.Array, Head]
+    ) -> tuple[jax.Array, Head]:
+        start, by_hidden, by_head = part
+
+        def write(into: jax.Array, of_block: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice_in_dim(into, of_block, start, into.ndim - 1)
+
+        return total[0] + by_hidden, jax.tree.map(write, total[1], by_head)
+
+    zeros = jax.tree.map(jnp.zeros_like, (hidden, operands.head))
+    by_hidden, by_head = reduce_blocks(visit, added, moves.head, layout, zeros)
+    if layout.axis_name is not None:
+        by_hidden = lax.psum(by_hidden, layout.axis_name)
+    return by_hidden.astype(operands.shared.hidden.dtype), by_head
