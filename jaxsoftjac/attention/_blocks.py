@@ -20,8 +20,9 @@ from jaxsoftjac.attention._dropout import dropped
 from jaxsoftjac.attention._layout import (
     Fixed,
     Group,
+    Index,
     KeyBlock,
-    KeyBlocks,
+    Keys,
     Operands,
     Places,
     Plan,
@@ -31,12 +32,12 @@ from jaxsoftjac.attention._layout import (
     by_query,
     fixed_blocks,
     operand_blocks,
+    query_block,
 )
 from jaxsoftjac.attention._loops import over_keys, over_queries
 
 _Sums = tuple[jax.Array, jax.Array, jax.Array]  # the top, Σp and Σp(v − origin) so far
 _Centred = tuple[jax.Array, jax.Array, jax.Array]  # the mean of ṡ, Σw and Σ(wv + ev̇) so far
-_Pushed = tuple[KeyBlock, KeyBlock]  # a block of keys and its tangent
 
 
 class Rows(NamedTuple):
@@ -61,10 +62,11 @@ def attend(operands: Operands, fixed: Fixed, plan: Plan) -> Rows:
     rows, keys = operand_blocks(operands, plan, size)
     sight, places = fixed_blocks(fixed, plan, size)
 
-    def function(group: Group, block: tuple[QueryBlock, Sight]) -> Rows:
-        return _softmax_rows(block[0], block[1], keys, places, plan, group)
+    def function(group: Group, i: Index, _: None) -> Rows:
+        of_block = query_block((rows, sight), i, plan)
+        return _softmax_rows(*of_block, keys, places, plan, group)
 
-    return Rows(*over_queries(function, (rows, sight), plan, size))
+    return Rows(*over_queries(function, lambda _: None, plan, size))
 
 
 @attend.defjvp
@@ -88,36 +90,36 @@ def _push(
     done = Rows(*(by_query(by_head(x, plan), plan) for x in columns))
     keys = primals[1], tangents[1]
 
-    def function(
-        group: Group, block: tuple[QueryBlock, QueryBlock, Rows, Sight]
-    ) -> tuple[jax.Array, jax.Array]:
-        rows, pushed, done, sight = block
-        return _push_rows(rows, pushed, done, sight, keys, places, plan, group)
+    def function(group: Group, i: Index, moved: QueryBlock) -> tuple[jax.Array, jax.Array]:
+        rows, of_rows, of_sight = query_block((primals[0], done, sight), i, plan)
+        return _push_rows(rows, moved, of_rows, of_sight, keys, places, plan, group)
 
-    return over_queries(function, (primals[0], tangents[0], done, sight), plan, size)
+    return over_queries(function, lambda i: query_block(tangents[0], i, plan), plan, size)
 
 
 # One block of queries, q [B, K, G, T, H], over blocks of keys [B, K, S, H]: scores [B, K, G, T, S].
 
 
 def _softmax_rows(
-    rows: QueryBlock, sight: Sight, keys: KeyBlocks, places: Places, plan: Plan, group: Group
+    rows: QueryBlock, sight: Sight, keys: Keys, places: Places, plan: Plan, group: Group
 ) -> Rows:
     """The top score so far, and Σp and Σp(v − origin) relative to it."""
     queries = _scaled(rows.query, sight, plan)
 
-    def step(carry: _Sums, block: KeyBlock, seen: jax.Array | None, position: jax.Array) -> _Sums:
+    def step(carry: _Sums, i: Index, block: KeyBlock, _: None, seen: jax.Array | None) -> _Sums:
         top, total, acc = carry
         s, v = _scores(queries, block, keys.softcap, seen, places, plan)
         new_top = lax.stop_gradient(jnp.maximum(top, jnp.max(s, -1, keepdims=True)))
         p, kept = jnp.exp(s - new_top), jnp.exp(top - new_top)
         total = total * kept + jnp.sum(p, -1, keepdims=True)
-        p = dropped(p, places.dropout, sight.bits, position)
+        p = dropped(p, places.dropout, sight.bits, i * places.size)
         return new_top, total, acc * kept + _mix(p, v, plan)
 
     zero, zeros = _zeros(queries.query, keys.value)
     carry = zero + float(jnp.finfo(zero.dtype).min), zero, zeros
-    top, total, acc = over_keys(step, carry, keys.between(rows), sight, places, group)
+    top, total, acc = over_keys(
+        step, carry, sight, places, group, partial(keys.block, places.size, rows), lambda _: None
+    )
     return Rows(acc / _nonzero(total), total, top)
 
 
@@ -126,7 +128,7 @@ def _push_rows(
     pushed: QueryBlock,
     done: Rows,
     sight: Sight,
-    keys: tuple[KeyBlocks, KeyBlocks],
+    keys: tuple[Keys, Keys],
     places: Places,
     plan: Plan,
     group: Group,
@@ -141,38 +143,45 @@ def _push_rows(
     share = 1 / _nonzero(done.total)
 
     def pushed_scores(
-        block: _Pushed, seen: jax.Array | None
+        block: KeyBlock, moved: KeyBlock, seen: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         scores = partial(_scores, seen=seen, places=places, plan=plan)
-        primals = queries, block[0], keys[0].softcap
+        primals = queries, block, keys[0].softcap
         (s, v), (s_tangent, v_tangent) = jax.jvp(
-            scores, primals, (pushed_queries, block[1], keys[1].softcap)
+            scores, primals, (pushed_queries, moved, keys[1].softcap)
         )
         return jnp.exp(s - done.top), s_tangent, v, v_tangent
 
     def add_mean(
-        mean: jax.Array, block: _Pushed, seen: jax.Array | None, position: jax.Array
+        mean: jax.Array, _: Index, block: KeyBlock, moved: KeyBlock, seen: jax.Array | None
     ) -> jax.Array:
-        e, s_tangent, _, _ = pushed_scores(block, seen)
+        e, s_tangent, _, _ = pushed_scores(block, moved, seen)
         return mean + jnp.sum(e * s_tangent, -1, keepdims=True)
 
     def add_centred(
-        carry: _Centred, block: _Pushed, seen: jax.Array | None, position: jax.Array
+        carry: _Centred, i: Index, block: KeyBlock, moved: KeyBlock, seen: jax.Array | None
     ) -> _Centred:
         mean, rest, acc = carry
-        e, s_tangent, v, v_tangent = pushed_scores(block, seen)
+        e, s_tangent, v, v_tangent = pushed_scores(block, moved, seen)
         if is_one_block:  # its mean is that of all, found without a loop of its own
             mean = share * jnp.sum(e * s_tangent, -1, keepdims=True)
         w = e * (s_tangent - mean)
         rest = rest + jnp.sum(w, -1, keepdims=True)
-        w, e = (dropped(x, places.dropout, sight.bits, position) for x in (w, e))
+        w, e = (dropped(x, places.dropout, sight.bits, i * places.size) for x in (w, e))
         return mean, rest, acc + _mix(w, v, plan) + _mix(e, v_tangent, plan)
 
+    over_blocks = partial(
+        over_keys,
+        sight=sight,
+        places=places,
+        group=group,
+        blocks=partial(keys[0].block, places.size, rows),
+        moves=partial(keys[1].block, places.size, pushed),
+    )
     zero, zeros = _zeros(queries.query, keys[0].value)
-    blocks = keys[0].between(rows), keys[1].between(pushed)
     is_one_block = group.reach == 1
-    mean = zero if is_one_block else share * over_keys(add_mean, zero, blocks, sight, places, group)
-    mean, rest, acc = over_keys(add_centred, (mean, zero, zeros), blocks, sight, places, group)
+    mean = zero if is_one_block else share * over_blocks(add_mean, zero)
+    mean, rest, acc = over_blocks(add_centred, (mean, zero, zeros))
     return share * (acc - rest * done.output), done.total * mean + rest
 
 

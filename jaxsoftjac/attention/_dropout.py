@@ -39,7 +39,7 @@ def dropout_of(
 
 
 def dropped(
-    weights: jax.Array, dropout: Dropout | None, bits: jax.Array | None, position: jax.Array
+    weights: jax.Array, dropout: Dropout | None, bits: jax.Array | None, position: int | jax.Array
 ) -> jax.Array:
     """Weights [B, K, G, T, S] of keys from `position` on: 0, or multiplied by the factor."""
     if dropout is None or bits is None:

@@ -3,7 +3,7 @@
 Letters in shapes: B batch, T queries, S keys, N heads, K key heads, G = N / K, H and D features.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from jax import lax
 
 from jaxsoftjac._checks import AxisName
 from jaxsoftjac.attention._dropout import Dropout
+
+Block = TypeVar("Block")
+Index = int | jax.Array  # the number of a block
 
 
 class Operands(NamedTuple):
@@ -50,7 +53,8 @@ class Plan(NamedTuple):
     precision: lax.PrecisionLike  # of the products of matrices
 
 
-# Arrays by query are [B, K, G, T, …] and arrays by key [B, K, S, …]; axes of blocks stand before.
+# Arrays by query are [B, K, G, T, …] and arrays by key [B, K, S, …]. Those in blocks of queries
+# have an axis for these beside T, from which a loop takes one at a time: see `query_block`.
 
 
 class QueryBlock(NamedTuple):
@@ -77,33 +81,40 @@ class KeyBlock(NamedTuple):
     bias: jax.Array | None  # [b, k, g, t, S]
 
 
-class KeyBlocks(NamedTuple):
-    """All keys, in blocks, and what else is common to all blocks of queries."""
+class Keys(NamedTuple):
+    """All keys, as many as are whole blocks, and what else is common to all blocks of queries."""
 
-    key: jax.Array  # [key blocks, B, K, S, H]
-    value: jax.Array
+    key: jax.Array  # [B, K, S, H]
+    value: jax.Array  # [B, K, S, D]
     softcap: jax.Array | None
 
-    def between(self, rows: QueryBlock) -> KeyBlock:
-        """All blocks of keys, as one block of queries meets them."""
-        return KeyBlock(self.key, self.value, rows.bias)
+    def block(self, size: int, rows: QueryBlock, i: Index) -> KeyBlock:
+        """The block with number `i`, read in place, as one block of queries meets it."""
+        k, v = (lax.dynamic_slice_in_dim(x, i * size, size, 2) for x in self[:2])
+        return KeyBlock(k, v, tile(rows.bias, i))
+
+
+def tile(x: jax.Array | None, i: Index) -> jax.Array | None:
+    """What belongs to the block of keys with number `i`."""
+    return None if x is None else lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
 
 
 class Places(NamedTuple):
-    """Where the blocks of keys begin, the origins of keys and values, and the rate of dropout."""
+    """How many blocks of keys of which size, the origins of keys and values, and the dropout."""
 
-    positions: jax.Array  # [key blocks]
+    blocks: int
+    size: int
     key_origin: jax.Array  # [B, K, 1, H]
     value_origin: jax.Array  # [B, K, 1, D]
     dropout: Dropout | None
 
 
-def operand_blocks(operands: Operands, plan: Plan, size: int) -> tuple[QueryBlock, KeyBlocks]:
-    """What attention is differentiated by, in blocks of queries and in blocks of `size` keys."""
+def operand_blocks(operands: Operands, plan: Plan, size: int) -> tuple[QueryBlock, Keys]:
+    """What attention is differentiated by, in blocks of queries, and for blocks of `size` keys."""
     q, k, v, bias, softcap = operands
     bias = None if bias is None else _tiles(bias, plan, size)
-    k, v = (_split(jnp.swapaxes(x, 1, 2), 2, plan.keys, size) for x in (k, v))
-    return QueryBlock(by_query(by_head(q, plan), plan), bias), KeyBlocks(k, v, softcap)
+    k, v = (_padded(jnp.swapaxes(x, 1, 2), 2, size) for x in (k, v))
+    return QueryBlock(by_query(by_head(q, plan), plan), bias), Keys(k, v, softcap)
 
 
 def fixed_blocks(fixed: Fixed, plan: Plan, size: int) -> tuple[Sight, Places]:
@@ -115,19 +126,22 @@ def fixed_blocks(fixed: Fixed, plan: Plan, size: int) -> tuple[Sight, Places]:
         span = start, stop
     bits = None if dropout is None else by_query(by_head(dropout.bits, plan), plan)
     first = jnp.asarray(seen_blocks(plan, size)[0], jnp.int32)
-    positions = size * jnp.arange(-(-plan.keys // size), dtype=jnp.int32)
     key_origin, value_origin = (
         jnp.swapaxes(x, 1, 2) for x in (fixed.key_origin, fixed.value_origin)
     )
-    places = Places(positions, key_origin, value_origin, dropout)
+    places = Places(-(-plan.keys // size), size, key_origin, value_origin, dropout)
     return Sight(mask, span, first, bits), places
 
 
 def _tiles(x: jax.Array, plan: Plan, size: int) -> jax.Array:
-    """[b, n, t, s], lengths 1 for all → [query blocks, key blocks, b, k, g, block, block]."""
+    """[b, n, t, s], lengths 1 for all → [key blocks, b, k, g, t, block], in blocks of queries."""
     b, n, t, s = x.shape
     x = x.reshape(b, *_heads(n, plan), t, s)
-    return by_query(_split(x, 4, plan.keys, size), plan)
+    count = -(-plan.keys // size)
+    if s != plan.keys:
+        return by_query(jnp.broadcast_to(x, (count, *x.shape)), plan)
+    x = _padded(x, 4, size)
+    return by_query(jnp.moveaxis(x.reshape(*x.shape[:-1], count, size), 4, 0), plan)
 
 
 def _heads(n: int, plan: Plan) -> tuple[int, int]:
@@ -141,20 +155,32 @@ def by_head(x: jax.Array, plan: Plan) -> jax.Array:
 
 
 def by_query(x: jax.Array, plan: Plan) -> jax.Array:
-    """Blocks of queries: neighbours under a band, else every n-th, which keeps a sharding."""
-    return _split(x, x.ndim - 2, plan.queries, plan.query_block, strided=plan.band is None)
+    """[…, T, D], length 1 for all → blocks of queries on an axis before or after T.
+
+    They are neighbours under a band, else every n-th, which keeps a sharding.
+    """
+    *lead, T, D = x.shape
+    count, size = max(1, -(-plan.queries // plan.query_block)), 1
+    if T == plan.queries:
+        x, size = _padded(x, x.ndim - 2, plan.query_block), plan.query_block
+    else:
+        x = jnp.broadcast_to(x, (*lead, count, D))
+    return x.reshape(*lead, *((size, count) if plan.band is None else (count, size)), D)
 
 
-def _split(x: jax.Array, axis: int, length: int, size: int, strided: bool = False) -> jax.Array:
-    """Blocks of an axis, the last padded with zeros, on a new first axis."""
-    count = -(-length // size)
-    if x.shape[axis] != length:
-        return jnp.broadcast_to(x, (count, *x.shape))
+def query_block(blocks: Block, i: Index, plan: Plan) -> Block:
+    """What belongs to the block of queries with number `i`, read in place."""
+    axis = -2 if plan.band is None else -3
+    return jax.tree.map(
+        lambda x: lax.dynamic_index_in_dim(x, i, axis if x.ndim > 1 else 0, keepdims=False), blocks
+    )
+
+
+def _padded(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """With zeros after it, to whole blocks of an axis, and at least one."""
     pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, count * size - length)
-    shape = (size, count) if strided else (count, size)
-    x = jnp.pad(x, pad).reshape(*x.shape[:axis], *shape, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis + strided, 0)
+    pad[axis] = 0, -x.shape[axis] % size if x.shape[axis] else size
+    return jnp.pad(x, pad)
 
 
 def joined(x: jax.Array, plan: Plan) -> jax.Array:
@@ -170,7 +196,7 @@ def seen_blocks(plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray]:
     everything = (plan.queries + plan.keys,) * 2
     is_split = plan.axis_name is not None
     before, after = everything if is_split or plan.band is None else plan.band
-    begin = np.arange(0, plan.queries, plan.query_block)
+    begin = np.arange(0, max(plan.queries, 1), plan.query_block)
     first = np.clip(begin - before, 0, plan.keys) // size
     return first, -(-np.clip(begin + plan.query_block + after, 0, plan.keys) // size)
 
@@ -190,13 +216,13 @@ def groups_of(plan: Plan, size: int) -> list[Group]:
     """
     first, last = seen_blocks(plan, size)
     count, reach = len(first), np.maximum(last - first, 1)
-    parts = 4 if count >= 4 and reach[0] < np.max(reach, initial=1) else 1
+    parts = 4 if count >= 4 and reach[0] < np.max(reach) else 1
     bounds = [count * i // parts for i in range(parts + 1)]
     anywhere = plan.has_lengths or plan.axis_name is not None
     groups = []
     for i in range(parts):
         blocks = slice(*bounds[i : i + 2])
-        is_even = np.ptp(first[blocks]) == 0 and np.ptp(last[blocks]) == 0 if count else True
-        farthest = int(np.max(reach[blocks], initial=1))
+        is_even = np.ptp(first[blocks]) == 0 and np.ptp(last[blocks]) == 0
+        farthest = int(np.max(reach[blocks]))
         groups.append(Group(blocks, farthest, anywhere or not is_even))
     return groups

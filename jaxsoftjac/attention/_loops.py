@@ -10,49 +10,65 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.attention._layout import Group, Places, Plan, Sight, groups_of, joined
+from jaxsoftjac.attention._layout import (
+    Block,
+    Group,
+    Index,
+    Places,
+    Plan,
+    Sight,
+    groups_of,
+    joined,
+    tile,
+)
 
 Carry = TypeVar("Carry")
-Block = TypeVar("Block")
+Moves = TypeVar("Moves")
 
 
 def over_keys(
-    step: Callable[[Carry, Block, jax.Array | None, jax.Array], Carry],
+    step: Callable[[Carry, Index, Block, Moves, jax.Array | None], Carry],
     carry: Carry,
-    blocks: Block,
     sight: Sight,
     places: Places,
     group: Group,
+    blocks: Callable[[Index], Block],
+    moves: Callable[[Index], Moves],
 ) -> Carry:
-    """`step` over the blocks of keys, except those that no query sees.
+    """`step` over the `blocks` of keys, except those that no query sees.
 
-    A derivative keeps nothing of a step and computes it again. The second checkpoint, inside the
-    branch, keeps JAX from storing what the branch computes. A further branch, without a mask for
-    blocks that all queries see, would gain little time and cost much compilation.
+    A derivative keeps nothing of a step and computes it again. What the step is linear in, `moves`,
+    is taken outside of that: there the transpose of a slice adds to its place. The second
+    checkpoint, inside the branch, keeps JAX from storing what the branch computes. A further
+    branch, without a mask for blocks that all queries see, would gain little time and cost much
+    compilation.
     """
-    size, span = jax.tree.leaves(blocks)[0].shape[-2], sight.span
-    xs = blocks, sight.mask, places.positions
-    if group.reach < places.positions.shape[0]:
-        first = sight.first_block
-        xs = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, group.reach), xs)
 
     @recomputed
-    def body(carry: Carry, x: tuple[Block, jax.Array | None, jax.Array]) -> tuple[Carry, None]:
-        block, mask, position = x
-        if span is None:
-            return step(carry, block, mask, position), None
-        visit = recomputed(partial(_step_in_span, step, size))
+    def visited(carry: Carry, i: Index, moved: Moves) -> Carry:
+        block, mask = blocks(i), tile(sight.mask, i)
+        if sight.span is None:
+            return step(carry, i, block, moved, mask)
+        visit = recomputed(partial(_step_in_span, step, places.size))
         if not group.skips:
-            return visit(carry, block, mask, span, position), None
-        sees = _anywhere(_sees(span, position, size))
-        return lax.cond(sees, visit, _skip, carry, block, mask, span, position), None
+            return visit(carry, i, block, moved, mask, sight.span)
+        sees = _anywhere(_sees(sight.span, i * places.size, places.size))
+        return lax.cond(sees, visit, _skip, carry, i, block, moved, mask, sight.span)
 
-    if xs[2].shape[0] == 1:  # one block needs no loop
-        return body(carry, jax.tree.map(lambda x: x[0], xs))[0]
-    return lax.scan(body, carry, xs)[0]
+    def body(carry: Carry, i: Index) -> tuple[Carry, None]:
+        return visited(carry, i, moves(i)), None
+
+    if places.blocks == 0:
+        return carry
+    if places.blocks == 1:  # one block needs no loop
+        return body(carry, 0)[0]
+    numbers = jnp.arange(group.reach, dtype=jnp.int32)
+    if group.reach < places.blocks:
+        numbers = numbers + jnp.minimum(sight.first_block, places.blocks - group.reach)
+    return lax.scan(body, carry, numbers)[0]
 
 
-def _sees(span: tuple[jax.Array, jax.Array], position: jax.Array, size: int) -> jax.Array:
+def _sees(span: tuple[jax.Array, jax.Array], position: Index, size: int) -> jax.Array:
     """Whether any query sees any key of the block."""
     start, stop = span
     begin = jnp.min(jnp.where(start < stop, start, jnp.iinfo(start.dtype).max))
@@ -79,33 +95,42 @@ def _skip(carry: Carry, *_: object) -> Carry:
 
 
 def _step_in_span(
-    step: Callable[[Carry, Block, jax.Array | None, jax.Array], Carry],
+    step: Callable[[Carry, Index, Block, Moves, jax.Array | None], Carry],
     size: int,
     carry: Carry,
+    i: Index,
     block: Block,
+    moved: Moves,
     mask: jax.Array | None,
     span: tuple[jax.Array, jax.Array],
-    position: jax.Array,
 ) -> Carry:
     """A step, in which a query sees the keys of its span only."""
     start, stop = span
-    place = position + lax.broadcasted_iota(start.dtype, (1, 1, 1, 1, size), 4)
+    place = i * size + lax.broadcasted_iota(start.dtype, (1, 1, 1, 1, size), 4)
     seen = (place >= start) & (place < stop)
-    return step(carry, block, seen if mask is None else seen & mask, position)
+    return step(carry, i, block, moved, seen if mask is None else seen & mask)
 
 
 def over_queries(
-    function: Callable[[Group, Block], tuple[jax.Array, ...]], blocks: Block, plan: Plan, size: int
+    function: Callable[[Group, Index, Moves], tuple[jax.Array, ...]],
+    moves: Callable[[Index], Moves],
+    plan: Plan,
+    size: int,
 ) -> tuple[jax.Array, ...]:
-    """`function` of every block of queries; its first result [B, T, N, D], the others [B, T, N]."""
+    """`function` of the numbers of the blocks of queries, and of the `moves` that it is linear in.
+
+    Its first result becomes [B, T, N, D], the others [B, T, N].
+    """
     results = []
     for group in groups_of(plan, size):
-        of_block = partial(function, group)
-        part = jax.tree.map(lambda x, group=group: x[group.blocks], blocks)
-        if 0 < plan.queries <= plan.query_block:
-            one = of_block(jax.tree.map(lambda x: x[0], part))
-            results.append(jax.tree.map(lambda x: x[None], one))
+        of_block = recomputed(partial(function, group))
+
+        def of_number(i: Index, of_block: Callable = of_block) -> tuple[jax.Array, ...]:
+            return of_block(i, moves(i))
+
+        if plan.queries <= plan.query_block:
+            results.append(jax.tree.map(lambda x: x[None], of_number(0)))
         else:
-            results.append(lax.map(recomputed(of_block), part))
+            results.append(lax.map(of_number, jnp.arange(group.blocks.start, group.blocks.stop)))
     output, *columns = (joined(jnp.concatenate(x), plan) for x in zip(*results, strict=True))
     return output, *(x[..., 0] for x in columns)
