@@ -52,14 +52,15 @@ def head_cost(
 
     With n = N/data, w = V/vocabulary, b bytes of a number and 4 of a logit:
 
-        temporaries = D·w·b + 3·n·block·4,          plain, or one block: 2·n·w·4
+        temporaries = 3·n·block·4 + 2·D·block·b + n·D·4, and D·w·b where b < 4;
+        plain, or one block: 2·n·w·4
         over_vocabulary = n·(D·4 + 5·4),            plain: n·(D·b + 3·4)
         over_data = D·w·b
 
     >>> cost = head_cost(2**22, 8192, 2**18, data=128, vocabulary=8, dtype="bfloat16")
     >>> plain = head_cost(2**22, 8192, 2**18, data=128, vocabulary=8, dtype="bfloat16", plain=True)
     >>> print(f"{cost.temporaries / 1e9:.1f} GB, plain {plain.temporaries / 1e9:.1f} GB")
-    0.6 GB, plain 8.6 GB
+    1.7 GB, plain 8.6 GB
 
     Args:
         N: number of tokens in all, a multiple of `data`.
@@ -85,7 +86,9 @@ def head_cost(
     block = 2**20 // n  # where that is less than all, it is bounded further
     block = min(w, block_size or (w if block >= w else max(128, min(block, w // 16))))
     is_whole = plain or block == w
-    held = 2 * n * w * logit if is_whole else D * w * b + 3 * n * block * logit
+    stacked = D * w * b if b < 4 else 0
+    in_blocks = (3 * n * block + n * D) * logit + 2 * D * block * b + stacked
+    held = 2 * n * w * logit if is_whole else in_blocks
     per_row = D * b + 3 * logit if plain else D * logit + 5 * logit
     return HeadCost(
         operands=(n * D + D * w) * b,

@@ -191,20 +191,27 @@ def reduce_blocks(
     """Combines visit(start, size, moving block) over all blocks of the classes, after `init`.
 
     `moving`, tangents of the head, is sliced outside of what `visit` computes again: there the
-    transpose of a slice adds to its part of the gradient in place.
+    transpose of a slice adds to its part of the gradient in place. Not so in bfloat16 on CPUs,
+    where all of it would be added up once a block: what is narrow is stacked in blocks.
     """
+    is_narrow = any(a.dtype != working_dtype(a.dtype) for a in jax.tree.leaves(moving))
 
-    def visited(start: Start, size: int) -> Any:
-        return visit(start, size, _part(moving, start, size))
+    def step(total: Any, x: tuple[jax.Array, Head | None]) -> tuple[Any, None]:
+        i, block = x
+        start = layout.first + i * layout.size
+        block = _part(moving, start, layout.size) if block is None else block
+        return combine(total, visit(start, layout.size, block)), None
 
-    def step(total: Any, i: jax.Array) -> tuple[Any, None]:
-        return combine(total, visited(layout.first + i * layout.size, layout.size)), None
+    def stacked(a: jax.Array) -> jax.Array:
+        a = a[..., layout.first :]
+        return jnp.moveaxis(a.reshape(*a.shape[:-1], layout.blocks, layout.size), -2, 0)
 
-    total = visited(0, layout.first)
+    total = visit(0, layout.first, _part(moving, 0, layout.first))
     total = total if init is None else combine(init, total)
     if not layout.blocks:
         return total
-    return lax.scan(step, total, jnp.arange(layout.blocks))[0]
+    blocks = jax.tree.map(stacked, moving) if is_narrow else None
+    return lax.scan(step, total, (jnp.arange(layout.blocks), blocks))[0]
 
 
 def at_label(z: jax.Array, start: Any, labels: jax.Array, layout: Layout) -> jax.Array:
