@@ -14,6 +14,8 @@ from jaxsoftjac.losses import LinearTarget
 
 pytestmark = pytest.mark.once
 
+AS_COMPILED = pytest.mark.as_compiled, pytest.mark.slow  # as users compile, and not otherwise
+
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("K", SIZES)
@@ -64,17 +66,22 @@ def test_a_linear_target(K):
             agree(by_teacher[i], exact, "float32", spread, label, 4 * U * float(value))
 
 
+@pytest.mark.parametrize("features", [2, pytest.param(1, marks=AS_COMPILED)])
 @pytest.mark.parametrize("K", SIZES)
-def test_attention(K):
-    """The rows are the bias of scores that are 0: σ·v, and by the bias Jv."""
+def test_attention(K, features):
+    """The rows are the bias of scores that are 0: σ·v, and by the bias Jv.
+
+    Of one feature, a product is a multiplication, which the compiler fuses with what follows.
+    """
     x, _, _, oracle = cases(K, "float32", False)
     v = np.random.default_rng(4).uniform(0.5, 2, size=x.shape).astype(np.float32)
 
     def attention(bias, v):
         query, key = (jnp.zeros((n, 1, 1), jnp.float32) for n in (1, K))
-        return jsj.dot_product_attention(
-            query, key, v[:, None, None], bias[None, None], block_size=(1, 4)
-        )[0, 0, 0]
+        value = jnp.stack([v] * features, -1)[:, None]
+        return jsj.dot_product_attention(query, key, value, bias[None, None], block_size=(1, 4))[
+            0, 0, 0
+        ]
 
     both = jax.jit(jax.vmap(jax.value_and_grad(attention)))(x, v)
     x, values, gradients = jax.device_get((x, *both))
