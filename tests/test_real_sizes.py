@@ -205,3 +205,25 @@ def test_the_temporaries_of_a_vjp_are_no_more_than_known():
     array = 512 * 1024 * 4
     known = theirs.temp_size_in_bytes if jax.__version_info__ < (0, 11) else 2 * array + array // 4
     assert ours.temp_size_in_bytes <= known + array // 100  # and numbers of a row
+
+
+@pytest.mark.parametrize("mode", ["gradient", "jvp", "forward over reverse", "Gauss–Newton"])
+def test_linear_losses_hold_nothing_of_the_size_of_the_kernel(mode):
+    """A tangent of the kernel is read in place, and its gradient written into the result."""
+    n, d, v = 64, 128, 4096
+    rows = jnp.ones((n, d), jnp.float32), jnp.ones((d, v), jnp.float32)
+    labels, options = jnp.zeros(n, jnp.int32), {"block_size": 256, "reduction": "mean"}
+
+    def loss(rows):
+        return jsj.linear_cross_entropy(*rows, labels, **options)
+
+    program = {
+        "gradient": jax.grad(loss),
+        "jvp": lambda rows: jax.jvp(loss, (rows,), (rows,)),
+        "forward over reverse": lambda rows: jax.jvp(jax.grad(loss), (rows,), (rows,))[1],
+        "Gauss–Newton": lambda rows: jsj.linear_cross_entropy_gauss_newton(
+            *rows, labels, rows, **options
+        ),
+    }[mode]
+    memory = jax.jit(program).lower(rows).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.6 * d * v * 4

@@ -137,7 +137,7 @@ def _tiles(x: jax.Array, plan: Plan, size: int) -> jax.Array:
     """[b, n, t, s], lengths 1 for all → [key blocks, b, k, g, t, block], in blocks of queries."""
     b, n, t, s = x.shape
     x = x.reshape(b, *_heads(n, plan), t, s)
-    count = -(-plan.keys // size)
+    count = max(1, -(-plan.keys // size))
     if s != plan.keys:
         return by_query(jnp.broadcast_to(x, (count, *x.shape)), plan)
     x = _padded(x, 4, size)

@@ -172,6 +172,34 @@ def test_no_keys_and_no_queries():
     assert f(q[:, :0], k, v)[0].shape == (B, 0, N, D)
 
 
+@pytest.mark.parametrize("t", [0, 1, T])
+def test_masks_and_biases_of_no_keys(t):
+    q, k, v, _ = arrays()
+
+    def total(q, bias):
+        mask = jnp.ones((1, 1, t, 0), bool)
+        return jnp.sum(dot_product_attention(q, k[:, :0], v[:, :0], bias, mask))
+
+    gradients = quick_jit(jax.grad(total, (0, 1)))(q if t else q[:, :0], jnp.ones((1, 1, t, 0)))
+    assert not np.any(np.asarray(gradients[0]))
+    assert gradients[1].shape == (1, 1, t, 0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("mode", "arrays"), [("forward", 3.5), ("jvp", 4), ("gradient", 7.5)])
+def test_queries_and_keys_are_read_in_place(mode, arrays):
+    """Stacked in blocks first, they would be further arrays of their size."""
+    x = (jnp.ones((1, 512, 1, 64), jnp.float32),) * 3
+    attention = functools.partial(dot_product_attention, block_size=64)
+    program = {
+        "forward": attention,
+        "jvp": lambda *x: jax.jvp(attention, x, x),
+        "gradient": jax.grad(lambda *x: jnp.sum(jnp.sin(attention(*x))), (0, 1, 2)),
+    }[mode]
+    memory = jax.jit(program).lower(*x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < arrays * x[0].nbytes
+
+
 def test_no_retracing():
     f = quick_jit(chex.assert_max_traces(derivatives(dot_product_attention)["jvp"], n=1))
     for seed in range(3):
