@@ -183,6 +183,11 @@ def half_depth(row: jax.Array, top: jax.Array) -> jax.Array:
     return depth(0.5 * row, 0.5 * top)
 
 
+def soft_capped(x: jax.Array, cap: float | jax.Array) -> jax.Array:
+    """The logits c·tanh(x/c); x itself where the quotient is so small that it may underflow."""
+    return jnp.where(jnp.abs(x) <= cap * 2.0**-60, x, cap * jnp.tanh(x / cap))
+
+
 def largest(x: jax.Array, classes: ClassAxes) -> jax.Array:
     """The largest of each row, +∞ where one is NaN.
 

@@ -36,7 +36,7 @@ from jaxsoftjac.attention._plan import (
 from jaxsoftjac.attention._results import (
     from_origin,
     logsumexp,
-    mean_over_keys,
+    origin_of,
     over_slices,
     per_head,
     shift_of,
@@ -131,8 +131,8 @@ def dot_product_attention(
 
     The scores exist in blocks only: memory is O(T + S) in jvp, vjp and every nesting. Blocks that
     no query can see, by `is_causal`, the window or the lengths, are skipped. The softmax part of
-    the derivatives is PᵀDP with P = I − 1pᵀ, D = diag(p), on keys and values from which their mean
-    is taken: their common part costs no digits.
+    the derivatives is PᵀDP with P = I − 1pᵀ, D = diag(p), on keys and values less what is common to
+    all of them: that costs no digits.
 
     Cost: O(T·S·H) time. Bias and its gradient are as large as the bias that is given. A call
     outside `jit` is compiled once for each set of shapes and options.
@@ -172,7 +172,8 @@ def dot_product_attention(
         Array [B, T, N, D] (or [T, N, D]) in the dtype of `query`; with `return_residual` a pair
         with logsumexp [B, T, N], differentiable too, in float32 or wider. A query that sees no key
         gives 0 and −∞, with gradient 0. Keys and values that no query sees are ignored, NaN
-        included; a NaN or ∞ that a query sees makes its row NaN.
+        included; a NaN that a query sees makes its row NaN, and so does an ∞ where not all keys are
+        seen.
 
     Raises:
         TypeError: an array is boolean or complex, the dtypes of query, key and value differ,
@@ -248,7 +249,8 @@ def _attention(x: _Arrays, plan: Plan, broadcast_dropout: bool) -> tuple[jax.Arr
     bias, softcap, sink = (
         None if a is None else a.astype(q.dtype) for a in (x.bias, x.softcap, x.sink)
     )
-    origins = mean_over_keys(k, plan.axis_name), mean_over_keys(v, plan.axis_name)
+    span = span_of(plan, x.query_lengths, x.key_lengths)
+    origins = origin_of(k, span, plan.axis_name), origin_of(v, span, plan.axis_name)
     if plan.softcap is not None or softcap is not None:
         origins = jnp.zeros_like(origins[0]), origins[1]  # capped scores do not move with it
     dropout = None
@@ -257,7 +259,6 @@ def _attention(x: _Arrays, plan: Plan, broadcast_dropout: bool) -> tuple[jax.Arr
         shape = (1, T, 1) if broadcast_dropout else (B, T, N)
         dropout = dropout_of(random_key, rate, shape, first_key(plan), q.dtype)
         origins = origins[0], jnp.zeros_like(origins[1])  # the weights do not add up to 1
-    span = span_of(plan, x.query_lengths, x.key_lengths)
     fixed = Fixed(x.mask, span, *origins, dropout)
     operands = _varying(Operands(q, k, v, bias, softcap), fixed)
     rows = attend(operands, fixed, plan)

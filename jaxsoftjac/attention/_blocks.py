@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsoftjac._rows import soft_capped
 from jaxsoftjac._rules import recomputed
 from jaxsoftjac.attention._dropout import dropped
 from jaxsoftjac.attention._layout import (
@@ -86,8 +87,10 @@ def _push(
     size = plan.key_blocks[1]
     primals, tangents = (operand_blocks(x, plan, size) for x in (operands, pushed))
     sight, places = fixed_blocks(fixed, plan, size)
-    columns = done.output, done.total[..., None], done.top[..., None]
-    done = Rows(*(by_query(by_head(x, plan), plan) for x in columns))
+    # What fills up a block of queries has no scores near its top, so that it weighs nothing.
+    highest = float(jnp.finfo(done.top.dtype).max)
+    columns = (done.output, 0), (done.total[..., None], 0), (done.top[..., None], highest)
+    done = Rows(*(by_query(by_head(x, plan), plan, fill) for x, fill in columns))
     keys = primals[1], tangents[1]
 
     def function(group: Group, i: Index, moved: QueryBlock) -> tuple[jax.Array, jax.Array]:
@@ -220,7 +223,7 @@ def _scores(
     s = jnp.einsum("bkgth,bksh->bkgts", queries.query, k, precision=plan.precision)
     cap = plan.softcap if softcap is None else softcap
     if cap is not None:
-        s = cap * jnp.tanh(s / cap)
+        s = soft_capped(s, cap)
     if block.bias is not None:
         s = s + block.bias
     if poison is not None:

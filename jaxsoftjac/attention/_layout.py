@@ -154,15 +154,16 @@ def by_head(x: jax.Array, plan: Plan) -> jax.Array:
     return jnp.transpose(x.reshape(B, T, *_heads(N, plan), D), (0, 2, 3, 1, 4))
 
 
-def by_query(x: jax.Array, plan: Plan) -> jax.Array:
+def by_query(x: jax.Array, plan: Plan, fill: float = 0) -> jax.Array:
     """[…, T, D], length 1 for all → blocks of queries on an axis before or after T.
 
-    They are neighbours under a band, else every n-th, which keeps a sharding.
+    They are neighbours under a band, else every n-th, which keeps a sharding. The last may be
+    filled up.
     """
     *lead, T, D = x.shape
     count, size = max(1, -(-plan.queries // plan.query_block)), 1
     if T == plan.queries:
-        x, size = _padded(x, x.ndim - 2, plan.query_block), plan.query_block
+        x, size = _padded(x, x.ndim - 2, plan.query_block, fill), plan.query_block
     else:
         x = jnp.broadcast_to(x, (*lead, count, D))
     return x.reshape(*lead, *((size, count) if plan.band is None else (count, size)), D)
@@ -176,11 +177,11 @@ def query_block(blocks: Block, i: Index, plan: Plan) -> Block:
     )
 
 
-def _padded(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """With zeros after it, to whole blocks of an axis, and at least one."""
+def _padded(x: jax.Array, axis: int, size: int, fill: float = 0) -> jax.Array:
+    """With zeros, or `fill`, after it, to whole blocks of an axis, and at least one."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = 0, -x.shape[axis] % size if x.shape[axis] else size
-    return jnp.pad(x, pad)
+    return jnp.pad(x, pad, constant_values=fill)
 
 
 def joined(x: jax.Array, plan: Plan) -> jax.Array:

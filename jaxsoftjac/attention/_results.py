@@ -55,12 +55,30 @@ def _nonzero(total: jax.Array) -> jax.Array:
     return jnp.where(total == 0, 1, total)
 
 
-def mean_over_keys(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
-    """Mean over the sequence, [B, 1, K, D], without what is not finite; a constant."""
+def origin_of(
+    x: jax.Array, span: tuple[jax.Array, jax.Array] | None, axis_name: AxisName | None
+) -> jax.Array:
+    """From where keys or values [B, S, K, D] are measured, [B, 1, K, D]; a constant.
+
+    The middle between the least and the greatest number within the queries' spans, where those are
+    so near to it that measuring from it takes digits from none of them; else 0. A number far off,
+    which no query may see or none may weigh, then costs the others nothing.
+    """
     x = lax.stop_gradient(x)
-    x = jnp.where(jnp.isfinite(x), x, 0)
-    mean = jnp.sum(x / max(x.shape[1], 1), 1, keepdims=True)  # the sum could overflow
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
+    lowest = float(jnp.finfo(x.dtype).min)
+    highest = jnp.asarray(jnp.inf, x.dtype)
+    if span is not None:
+        start, stop = span
+        first = jnp.min(jnp.where(start < stop, start, jnp.iinfo(start.dtype).max), 1)
+        place = jnp.arange(x.shape[1], dtype=start.dtype)[None]
+        spanned = (place >= first[:, None]) & (place < jnp.max(stop, 1, initial=0)[:, None])
+        highest = jnp.where(spanned, highest, lowest)[..., None, None]
+    bounded = (jnp.minimum(y, highest) for y in (x, -x))
+    high, low = (jnp.max(y, 1, keepdims=True, initial=lowest) for y in bounded)
+    if axis_name is not None:
+        high, low = lax.pmax((high, low), axis_name)
+    middle, reach = high / 2 - low / 2, high / 2 + low / 2  # `low` is minus the least
+    return jnp.where(4 * reach < 3 * jnp.abs(middle), middle, 0)
 
 
 def per_head(x: jax.Array, heads: int) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftjac._checks import working_dtype
+from jaxsoftjac._rows import soft_capped
 
 
 class _Summary(NamedTuple):
@@ -135,7 +136,7 @@ class VocabularyFactor:
         if bias:
             excluded = jnp.broadcast_to(bias[0] == -jnp.inf, y.shape)
             y = y + jnp.where(excluded, 0, bias[0].astype(y.dtype))
-        y = y if c is None else c * jnp.tanh(y / c)
+        y = y if c is None else soft_capped(y, c)
         return jnp.where(excluded, -jnp.inf, y)
 
     def _block(self, i: jax.Array, operands: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

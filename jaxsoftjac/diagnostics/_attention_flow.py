@@ -49,6 +49,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_array, as_count, as_real, wide
+from jaxsoftjac._rows import soft_capped
 from jaxsoftjac._rules import compiled
 from jaxsoftjac.attention._arguments import flag, scalar
 from jaxsoftjac.attention._plan import softcap_of, two_ints
@@ -162,7 +163,7 @@ def _flow_of_blocks(
         t = jnp.minimum(start + jnp.arange(size), T - 1)
         logits = factor * _products(jnp.take(q, t, axis=-3), k)
         if softcap is not None:
-            logits = softcap * jnp.tanh(logits / softcap)
+            logits = soft_capped(logits, softcap)
         if bias is not None:
             logits += jnp.broadcast_to(_at(t, bias), logits.shape).astype(logits.dtype)
         where = jnp.ones(logits.shape, bool)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsoftjac._checks import wide, working_dtype
-from jaxsoftjac._rows import first_class, is_label
+from jaxsoftjac._rows import first_class, is_label, soft_capped
 from jaxsoftjac._rules import recomputed, varying
 
 Start = int | jax.Array  # the first class of a block
@@ -114,6 +114,8 @@ def logits_of(operands: Operands) -> jax.Array:
     """Logits in the working dtype, c·tanh(y/c) if capped; −∞ where the bias is."""
     (hidden, softcap, origin, temperature, _), (kernel, bias, _) = operands
     dtype = logits_dtype(operands)
+    if bias is not None:
+        kernel = jnp.where(bias == -jnp.inf, 0, kernel)  # which may be NaN there
     if hidden.dtype != kernel.dtype:
         hidden, kernel = hidden.astype(dtype), kernel.astype(dtype)
     y = jnp.matmul(hidden, kernel, preferred_element_type=dtype)
@@ -130,8 +132,7 @@ def logits_of(operands: Operands) -> jax.Array:
 
 def _scaled(y: jax.Array, softcap: jax.Array | None, temperature: jax.Array | None) -> jax.Array:
     if softcap is not None:
-        softcap = softcap.astype(y.dtype)
-        y = softcap * jnp.tanh(y / softcap)
+        y = soft_capped(y, softcap.astype(y.dtype))
     return y if temperature is None else y / temperature.astype(y.dtype)
 
 

@@ -80,7 +80,7 @@ def problem_of(
     operands, options = checked_operands(operands, axis_name), known.joined(traced)
     hidden, V = operands.shared.hidden, operands.head.kernel.shape[1]
     lead = hidden.shape[:-1]
-    weights = _checked_weights(weights, hidden[..., :1].astype(logits_dtype(operands)))
+    weights = _checked_weights(weights, _column(hidden).astype(logits_dtype(operands)))
     rows = weights.size * (2 if isinstance(labels, Operands) else 1)  # the teacher's are held too
     layout = _layout(V, rows, block_size, options.has_smoothing, axis_name)
     if isinstance(labels, Operands):
@@ -146,6 +146,11 @@ def _check_for_target(class_weights: jax.Array | None, ignore_index: int | None)
             raise ValueError(f"`{name}` must be None when `labels` are a LinearTarget, got {got}")
 
 
+def _column(hidden: jax.Array) -> jax.Array:
+    """[..., 1], split over devices as `hidden` is, which may have no features."""
+    return jnp.sum(hidden[..., :1], -1, keepdims=True)
+
+
 def _checked_weights(weights: jax.Array | None, column: jax.Array) -> jax.Array:
     lead, ones = column.shape[:-1], jnp.ones_like(column)  # split over devices as `hidden` is
     if weights is None:
@@ -184,6 +189,8 @@ def _of_classes(
     if not options.has_smoothing:
         return OfClasses(at_label, mean, None)
     # The logits are linear in the kernel: the mean of all takes one product with their weights.
+    if bias is not None:
+        kernel = jnp.where(kept, kernel, 0)
     mean_logits = hidden.astype(dtype) @ total(kernel.astype(dtype) @ share)[:, None]
     if bias is not None:
         above = jnp.where(kept, bias.astype(dtype) - (0 if origin is None else origin), 0)

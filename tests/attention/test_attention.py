@@ -163,6 +163,16 @@ def test_a_seen_nan_spoils_its_queries(options):
     assert spoilt.tolist() == [not options or t >= 4 for t in range(S)]
 
 
+@pytest.mark.parametrize("softcap", [1e30, 3e38])
+def test_a_cap_beyond_all_scores_is_none(softcap):
+    q, k, v, _ = arrays(dtype="float32")
+    f = quick_jit(functools.partial(dot_product_attention, return_residual=True))
+    capped = quick_jit(
+        lambda c: dot_product_attention(q, k, v, logit_softcap=c, return_residual=True)
+    )
+    jax.tree.map(close, capped(jnp.float32(softcap)), f(q, k, v))
+
+
 def test_no_keys_and_no_queries():
     q, k, v, _ = arrays()
     f = quick_jit(functools.partial(dot_product_attention, return_residual=True))

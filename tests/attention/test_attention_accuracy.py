@@ -70,6 +70,50 @@ def test_a_common_part_of_keys_and_values_costs_nothing(dtype, offset):
     assert max(errors(dtype, 0, offset, block_size=8)) < RTOL[jnp.dtype(dtype).name] / 2
 
 
+HIDDEN = {  # the last two of 12 keys, from queries 0 … 9
+    "lengths": {"key_value_seq_lengths": np.array([10], np.int32)},
+    "causal": {"is_causal": True},
+    "mask": {"mask": np.arange(12) < 10},
+    "bias": {"bias": np.where(np.arange(12) < 10, 0, -1e30).astype(np.float32)},
+}
+
+
+@pytest.mark.parametrize("size", [1e3, 1e10])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_not_seen_costs_no_digits(name, size):
+    """Stale keys and values of a cache, later tokens, outliers without weight."""
+    hidden = {
+        k: x[None, None, None] if k in ("mask", "bias") else x for k, x in HIDDEN[name].items()
+    }
+    q, k, v, g = jax.random.normal(jax.random.key(3), (4, 1, 12, 2, 8))
+    q, g = q[:, :10], g[:, :10]
+
+    @jax.jit
+    def value_and_gradient(q, k, v):
+        attend = functools.partial(dot_product_attention, block_size=(4, 5), **hidden)
+        value, pullback = jax.vjp(attend, q, k, v)
+        return value, *(a[:, :10] for a in pullback(g))
+
+    far = (a.at[:, 10:].set(size) for a in (k, v))
+    for actual, expected in zip(
+        value_and_gradient(q, *far), value_and_gradient(q, k, v), strict=True
+    ):
+        close(actual, expected)
+        assert np.max(np.abs(actual - expected)) < 2e-6
+
+
+def test_queries_that_fill_up_a_block_have_no_weight():
+    """Their scores are those of a bias that all queries share, here beyond the range of exp."""
+    q, k, v, g = jax.random.normal(jax.random.key(3), (4, 1, 5, 2, 4))
+    bias = 100 * jnp.arange(5.0)[None, None, None]
+
+    def gradient(*options):
+        attend = functools.partial(dot_product_attention, block_size=options)
+        return jax.jit(lambda *x: jax.vjp(attend, *x)[1](g))(q, k, v, bias)
+
+    jax.tree.map(close, gradient(2, 5), gradient(5, 5))
+
+
 # In a model
 
 

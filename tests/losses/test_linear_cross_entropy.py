@@ -141,21 +141,32 @@ def test_ignored_examples_and_labels_out_of_range(reduction):
         assert np.isnan(np.asarray(pullback(jnp.ones(N, WIDE))[0])).any(1).tolist() == bad.tolist()
 
 
-def test_an_excluded_class():
+@pytest.mark.parametrize("weights", [None, np.ones(V)])
+@pytest.mark.parametrize("spoilt", [None, np.nan, np.inf])
+def test_an_excluded_class(spoilt, weights):
+    """Its column of the kernel counts for nothing, whatever is there."""
     rows = operands()
+    if spoilt is not None:
+        rows["kernel"] = rows["kernel"].at[:, 5].set(spoilt)
     bias = rows["bias"].at[5].set(-jnp.inf)
-    f = functools.partial(linear_cross_entropy, label_smoothing=0.1, block_size=3)
     kept = np.delete(np.arange(V), 5)
-    g = quick_jit(jax.value_and_grad(lambda k: jnp.sum(f(rows["hidden"], k, 7, bias=bias))))
-    value, gradient = g(rows["kernel"])
-    less = quick_jit(
-        jax.value_and_grad(lambda k: jnp.sum(f(rows["hidden"], k, 6, bias=bias[kept])))
+
+    def total(hidden, kernel, label, of_classes=slice(None)):
+        own = None if weights is None else weights[of_classes]
+        options = {"bias": bias[of_classes], "class_weights": own, "label_smoothing": 0.1}
+        return jnp.sum(linear_cross_entropy(hidden, kernel, label, block_size=3, **options))
+
+    g = quick_jit(jax.value_and_grad(total, (0, 1)), static_argnums=2)
+    less = quick_jit(jax.value_and_grad(functools.partial(total, of_classes=kept), (0, 1)))
+    value, (of_hidden, of_kernel) = g(rows["hidden"], rows["kernel"], 7)
+    expected, (expected_of_hidden, expected_of_kernel) = less(
+        rows["hidden"], rows["kernel"][:, kept], 6
     )
-    expected, expected_gradient = less(rows["kernel"][:, kept])
     close(value, expected)
-    close(gradient[:, kept], expected_gradient)
-    assert not np.any(np.asarray(gradient[:, 5]))
-    assert np.all(np.isposinf(f(rows["hidden"], rows["kernel"], 5, bias=bias)))
+    close(of_hidden, expected_of_hidden)
+    close(of_kernel[:, kept], expected_of_kernel)
+    assert not np.any(np.asarray(of_kernel[:, 5]))
+    assert np.isposinf(g(rows["hidden"], rows["kernel"], 5)[0])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

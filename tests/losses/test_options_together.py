@@ -272,6 +272,17 @@ def test_a_traced_cap_has_a_derivative():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_cap_beyond_all_logits_is_none():
+    x, kernel = jnp.asarray([[0, 1, 2.5]], jnp.float32), jnp.eye(3, dtype=jnp.float32)
+    found = jsj.linear_cross_entropy(x, kernel, [0], logit_softcap=3e38)
+    np.testing.assert_array_equal(found, jsj.linear_cross_entropy(x, kernel, [0]))
+
+
+def test_no_features():
+    losses = jsj.linear_cross_entropy(np.zeros((2, 0)), np.zeros((0, 3)), [0, 2])
+    np.testing.assert_allclose(losses, [np.log(3)] * 2, rtol=1e-6)
+
+
 def test_where_is_no_mask_of_examples_and_the_error_says_what_is():
     x, kept = jnp.zeros((5, 3)), np.ones(5, bool)
     with pytest.raises(ValueError, match="to leave an example out, weight its loss by 0"):
