@@ -56,7 +56,7 @@ def _sums_over(
     spec = jax.typeof(first).sharding.spec
     if any(spec[axis] is not None for axis in axes):  # see `_folded_sums`
         totals = tuple(jnp.sum(a, axes) for a in arrays)
-    elif axes == (first.ndim - 1,):
+    elif axes == (first.ndim - 1,) and isinstance(first.shape[-1], int):  # not symbolic
         folded, plain = partial(_folded_sums, at_once=at_once), partial(_sums, axes=axes)
         totals = lax.platform_dependent(*arrays, cpu=folded, default=plain)
     else:

@@ -114,6 +114,33 @@ def test_hvp_under_vmap_and_grad():
 
 
 @pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (jsj.log_softmax, ["b, k"]),
+        (jax.grad(lambda x: jnp.sum(jsj.cross_entropy(x, 0))), ["b, k"]),
+        (lambda x, y: jsj.cross_entropy(x, y, label_smoothing=0.1), ["b, k", "b, k"]),
+        (jsj.kl_divergence, ["b, k", "b, k"]),
+        (jsj.dot_product_attention, ["b, 8, 2, 4"] * 3),
+        (jax.grad(lambda h, k: jnp.sum(jsj.linear_cross_entropy(h, k, 0))), ["b, 5", "5, 300"]),
+        (lambda h, k: jsj.linear_cross_entropy(h, k, 0), ["3, 5", "5, v"]),
+    ],
+)
+def test_symbolic_sizes_are_exported(function, shapes):
+    """What is exported once for all sizes is what is computed for one of them."""
+    scope = jax.export.SymbolicScope()
+    dims = [jax.export.symbolic_shape(shape, scope=scope) for shape in shapes]
+    program = jax.export.export(jax.jit(function))(
+        *(jax.ShapeDtypeStruct(d, jnp.float32) for d in dims)
+    )
+    known = {"b": 3, "k": 40, "v": 200}
+    x = [
+        jnp.cos(rows(*(known.get(n.strip()) or int(n) for n in shape.split(",")))).astype("float32")
+        for shape in shapes
+    ]
+    np.testing.assert_allclose(program.call(*x), function(*x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: jacobian(loss, mode="backward"), "`mode` must be one of auto, forward, reverse"),

@@ -135,7 +135,8 @@ def dot_product_attention(
     all of them: that costs no digits.
 
     Cost: O(T·S·H) time. Bias and its gradient are as large as the bias that is given. A call
-    outside `jit` is compiled once for each set of shapes and options.
+    outside `jit` is compiled once for each set of shapes and options, of which `scale` and
+    `logit_softcap` may be arrays. `jax.export` takes a symbolic B, not T or S.
 
     Args:
         query: shape [B, T, N, H] or [T, N, H].

@@ -179,8 +179,11 @@ def query_block(blocks: Block, i: Index, plan: Plan) -> Block:
 
 def _padded(x: jax.Array, axis: int, size: int, fill: float = 0) -> jax.Array:
     """With zeros, or `fill`, after it, to whole blocks of an axis, and at least one."""
+    length = x.shape[axis]
+    if length == size:
+        return x
     pad = [(0, 0)] * x.ndim
-    pad[axis] = 0, -x.shape[axis] % size if x.shape[axis] else size
+    pad[axis] = 0, -length % size if length else size
     return jnp.pad(x, pad, constant_values=fill)
 
 

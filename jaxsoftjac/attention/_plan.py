@@ -36,7 +36,8 @@ def plan_of(
     (*batch, T, N, H), (S, K) = q.shape, k.shape[-3:-1]
     if scale is None:
         scale = 1 / math.sqrt(max(H, 1))
-    query_block, *key_blocks = _block_sizes(block_size, math.prod(batch) * N, T, S)
+    heads = math.prod(n for n in batch if isinstance(n, int)) * N  # a symbolic number is unknown
+    query_block, *key_blocks = _block_sizes(block_size, heads, T, S)
     if jax.typeof(q).sharding.spec[-3] is not None:
         query_block = T  # blocks would cut through the devices' slices
     even = [_even(T, query_block), *(_even(S, size) for size in key_blocks)]

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     jaxsoftjac ...
     0
     """
+    if sys.stdout is None:
+        return _refuse("standard output is closed")
     try:
         status = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -196,6 +198,9 @@ def _read(args: argparse.Namespace) -> Logits:
     single = args.row is not None or logits.shape[0] == 1
     if args.vjp and not single:
         raise InputError(f"{logits.name}: --vjp needs one row of {logits.shape[0]}: add --row N")
+    for number in args.vjp or ():
+        if not abs(number) < float("inf"):
+            raise InputError(f"{_TYPED}: --vjp {number:g} is not finite")
     if args.vjp and len(args.vjp) != logits.shape[1]:
         raise InputError(
             f"{logits.name}: --vjp must have K = {logits.shape[1]} values, got {len(args.vjp)}"

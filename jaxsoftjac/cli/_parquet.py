@@ -74,5 +74,6 @@ def _columns(table: "pyarrow.Table", arrow: ModuleType, path: str) -> np.ndarray
     for field in table.schema:
         if not (arrow.types.is_floating(field.type) or arrow.types.is_integer(field.type)):
             column, kind = shortened(field.name), shortened(str(field.type))
-            raise InputError(f"{path}: column {column!r} is not numeric: {kind}")
+            advice = ": choose it with --key" if _is_list(field.type, arrow) else ""
+            raise InputError(f"{path}: column {column!r} is not numeric: {kind}{advice}")
     return np.column_stack([c.to_numpy() for c in table.columns] or [np.empty(0)])

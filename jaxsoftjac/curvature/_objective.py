@@ -20,7 +20,7 @@ from jaxsoftjac.losses import (
     linear_cross_entropy,
     linear_cross_entropy_gauss_newton,
 )
-from jaxsoftjac.losses._arguments import weighted
+from jaxsoftjac.losses._arguments import is_ignored, weighted, wide_labels
 from jaxsoftjac.operators import SoftmaxJacobian
 
 Loss = Literal["cross_entropy"] | Callable[..., jax.Array]
@@ -109,6 +109,7 @@ class _OnLogits:
             return jax.linearize(jax.grad(partial(self.loss, labels=labels)), z)[1]
         kept, shares = shares_of(z, labels, self.options)
         if _are_integers(labels):
+            labels = wide_labels(labels)
             outside = kept & ((labels < 0) | (labels >= z.shape[-1]))
             shares = jnp.where(outside, jnp.nan, shares)
         else:
@@ -131,7 +132,9 @@ class _OnLogits:
                 along = jnp.sum(signs * J.factor_t_mv(v), axis=-1, keepdims=True)
                 return total + J.factor_mv(signs) * along, None
 
-            return (scale * jax.lax.scan(add, jnp.zeros_like(v), keys)[0]).astype(z.dtype)
+            none = jnp.zeros_like(v)
+            total = add(none, keys[0])[0] if samples == 1 else jax.lax.scan(add, none, keys)[0]
+            return (scale * total).astype(z.dtype)
 
         return product
 
@@ -246,11 +249,13 @@ def _are_integers(labels: Any) -> bool:
 def shares_of(z: jax.Array, labels: Any, options: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """Which examples are kept, and the share of each in the mean, 0 if it is not."""
     shape, dtype = z.shape[:-1], wide(z).dtype
-    kept = jnp.ones(shape, bool)
-    if options.get("ignore_index") is not None:
+    kept, ignore_index = jnp.ones(shape, bool), options.get("ignore_index")
+    if ignore_index is not None:
         if labels is None:
             raise ValueError("`labels` must be given where `ignore_index` is")
-        kept = jnp.broadcast_to(jnp.asarray(labels) != options["ignore_index"], shape)
+        labels = jnp.asarray(labels)
+        ignored = is_ignored(labels, ignore_index) if _are_integers(labels) else None
+        kept = kept if ignored is None else jnp.broadcast_to(~ignored, shape)
     shares = kept.astype(dtype)
     if options.get("weights") is not None:
         weights = as_real("weights", options["weights"]).astype(dtype)
@@ -260,6 +265,7 @@ def shares_of(z: jax.Array, labels: Any, options: Mapping[str, Any]) -> tuple[ja
     counts = shares
     if options.get("class_weights") is not None and _are_integers(labels):  # as in the loss
         of_class = jnp.asarray(options["class_weights"], dtype)
-        counts = counts * of_class[jnp.clip(labels, 0, of_class.shape[0] - 1)]
+        at = jnp.clip(wide_labels(jnp.asarray(labels)), 0, of_class.shape[0] - 1)
+        counts = counts * of_class[at]
     total = jnp.sum(counts)
     return kept, shares * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))

@@ -70,6 +70,7 @@ def sampled_fisher_product(
 
     Cost: that of `gauss_newton_product`, and two passes over the logits for each sample: sampling
     lowers the rank, not the cost of a product. With `head`, the [N, V] logits are never held.
+    Outside of `jit`, loops over samples or blocks of classes compile at each call.
 
     Args:
         model: function (params, inputs) → logits [..., K], or hidden states beneath a `head`.
@@ -126,7 +127,8 @@ def gauss_newton_diagonal(
 
     Cost: exact, a backward pass for every output of an example (K for one row of logits), each with
     a gradient per example in memory unless the compiler fuses it away; sampled, an ordinary
-    gradient for each sample, and with `head` no [N, V] logits.
+    gradient for each sample, and with `head` no [N, V] logits. Outside of `jit`, loops over
+    outputs, samples or blocks of classes compile at each call.
 
     Args:
         model: function (params, inputs) → logits [N, ..., K]; for the exact diagonal, examples

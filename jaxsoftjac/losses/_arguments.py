@@ -155,11 +155,15 @@ def is_ignored(labels: jax.Array, ignore_index: int | None) -> jax.Array | None:
     return labels == np.asarray(ignore_index, labels.dtype)
 
 
+def wide_labels(labels: jax.Array) -> jax.Array:
+    """Integers of a dtype that the number of classes fits into."""
+    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+
+
 def integer_labels(labels: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
     """Checked integer labels for logits of `shape`, with length 1 on the class axis."""
     expected = shape[:axis] + shape[axis + 1 :]
-    if labels.dtype.itemsize < 4:
-        labels = labels.astype(jnp.int32)
+    labels = wide_labels(labels)
     if labels.ndim and labels.shape != expected:
         is_like_logits = labels.shape == shape
         advice = ": cast what is one-hot by .astype(float)" if is_like_logits else ""

@@ -67,7 +67,9 @@ def cross_entropy(
         weights: factors of the losses, of their shape or a number.
         class_weights: w [K] in the target: wⱼ·tⱼ, as in torch. Without smoothing an integer label
             weighs its example by w at the label. `z_loss` is not weighted by class.
-        label_smoothing: s in [0, 1]; an array may be traced, and has a derivative.
+        label_smoothing: s in [0, 1]; an array may be traced, and has a derivative. A Python number
+            is part of the program, which outside of `jit` is compiled for each: a schedule gives
+            an array.
         z_loss: factor ≥ 0 of the squared log-normalizer, likewise.
         ignore_index: label whose examples have loss 0 and gradient 0, whatever their logits.
         reduction: "none", "sum", or "mean": the sum over the sum of the weights of the examples

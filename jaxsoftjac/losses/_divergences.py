@@ -237,7 +237,10 @@ def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
     e = exp_depth(y, top_of(y, classes))
     both = jnp.where(x == -jnp.inf, 0, e)
     x_top, x_rest = statistics(x, classes)
-    width = 2.0 ** x.shape[classes.axes[0]].bit_length()  # the sum of what is large could overflow
+    K = x.shape[classes.axes[0]]
+    width = 2.0 ** (
+        K.bit_length() if isinstance(K, int) else 31
+    )  # sums of large terms could overflow
     y_rest = statistics(y, classes).rest
     mean, missing = classes.sums(both * (half / width), e - both, at_once=4)
     x_log, y_log = log1p_rest(x_rest), log1p_rest(y_rest)

@@ -22,6 +22,7 @@ from jaxsoftjac.losses._linear_operands import checked_operands, checked_teacher
 STATIC = "known", "ignore_index", "reduction", "block_size", "axis_name"
 
 _BLOCK_ELEMENTS = 2**20  # logits of one block, in all examples: 4 MB in float32
+_ROWS = 1024  # how many examples a symbolic number of them stands for
 _NARROWEST = 128  # classes of a block, which is no larger than `hidden` then, for D ≥ 128
 
 
@@ -128,7 +129,10 @@ def _layout(
     V: int, N: int, block_size: int | None, has_mean: bool, axis_name: str | None
 ) -> Layout:
     if block_size is None:
-        widest = _BLOCK_ELEMENTS // max(1, N)
+        if not isinstance(V, int):
+            return Layout(V, V, 0, has_mean, axis_name)
+        rows = N if isinstance(N, int) else _ROWS
+        widest = _BLOCK_ELEMENTS // max(1, rows)
         widest = V if widest >= V else min(widest, V // 16)
         blocks = -(-V // max(_NARROWEST, widest))
         block_size = max(1, V // blocks)

@@ -263,7 +263,8 @@ def _of_kept(x: jax.Array, top: jax.Array, classes: ClassAxes) -> tuple[jax.Arra
     """The uniform target of the classes that are not excluded, and the mean of top − x over it."""
     kept = lax.stop_gradient((x != -jnp.inf).astype(x.dtype))
     half = jnp.where(x == -jnp.inf, 0, -half_depth(x, top))
-    width = max(1, x.shape[classes.axes[0]])  # the sum of what is large could overflow
+    width = x.shape[classes.axes[0]]  # the sum of what is large could overflow
+    width = max(1, width) if isinstance(width, int) else width
     descent, count = classes.sums(half / width, kept)
     count = jnp.maximum(count, 1)
     return kept / count, descent * (2 * width / count)

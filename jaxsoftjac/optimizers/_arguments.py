@@ -58,13 +58,18 @@ def zeros_of(tree: Floating) -> Any:
 def whole(params: Any, all_params: Any) -> Any:
     """The parameters, with those that optax masks taken from `all_params`."""
     if all_params is None:
+        if any(map(_is_masked, jax.tree.leaves(params, is_leaf=_is_masked))):
+            raise ValueError(
+                "`all_params` must be given to the update, whose parameters are masked"
+            )
         return params
     return jax.tree.map(
-        lambda p, of_all: of_all if isinstance(p, optax.MaskedNode) else p,
-        params,
-        all_params,
-        is_leaf=lambda p: isinstance(p, optax.MaskedNode),
+        lambda p, of_all: of_all if _is_masked(p) else p, params, all_params, is_leaf=_is_masked
     )
+
+
+def _is_masked(p: Any) -> bool:
+    return isinstance(p, optax.MaskedNode)
 
 
 def called(function: Callable[..., Any], params: Any, arguments: Mapping[str, Any]) -> Any:

@@ -120,7 +120,7 @@ def plot_temperature_sweep(sweep: TemperatureSweep, *, alpha: float = 1.0) -> Fi
             low, _, median, _, high = np.asarray(getattr(quantiles, name))
             axes.plot(sweep.temperatures, median, "o-", color=BLUE)
             axes.fill_between(sweep.temperatures, low, high, color=BLUE, alpha=0.25, linewidth=0)
-            _temperatures(axes)
+            _temperatures(axes, np.asarray(sweep.temperatures))
             _label(axes, name, alpha)
         figure.supxlabel("line: median row, band: nine tenths of the rows", fontsize=7)
     return figure
@@ -175,11 +175,12 @@ def _boxes(axes: Axes, quantiles: np.ndarray) -> None:
     )
 
 
-def _temperatures(axes: Axes) -> None:
+def _temperatures(axes: Axes, shown: np.ndarray) -> None:
     """A logarithmic axis of a few powers of two."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_xscale("log", base=2)
+    axes.set_xlim(shown.min() / 1.25, shown.max() * 1.25)
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=5))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
@@ -190,10 +191,10 @@ def _label(axes: Axes, name: str, alpha: float) -> None:
     title, is_logarithmic = _PANELS[name]
     title += " / Σs" if name == "spectral_norm_share" and alpha != 1 else ""
     axes.set_title(title)
-    if is_logarithmic:
+    if is_logarithmic and axes.dataLim.y1 > 0:
         axes.set_yscale("log", nonpositive="mask")
         axes.set_ylim(max(min(axes.get_ylim()[0], _DECADE) / 1.5, _FAINTEST), 1.5)
-    elif name == "entropy_share":
+    elif is_logarithmic or name == "entropy_share":
         axes.set_ylim(-0.02, 1.05)
     else:
         guide(axes, _FLOAT32_DIGITS, "")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -57,8 +58,8 @@ def plot_jacobian(
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `x` does not have exactly one dimension, or is empty, `alpha` is out of
-            range, or there are more or fewer names.
+        ValueError: if `x` does not have exactly one dimension, is empty, or holds NaN or −∞ only,
+            `alpha` is out of range, or there are more or fewer names.
 
     Examples:
         >>> _, diagonal, probabilities, *_ = plot_jacobian(np.zeros(4)).axes
@@ -68,7 +69,7 @@ def plot_jacobian(
     x = _row(x)
     if classes is not None and len(classes) != len(x):
         raise ValueError(f"`classes` must be {len(x)} names, got {len(classes)}")
-    J = EntmaxJacobian.from_logits(x, alpha)
+    J = _jacobian(x, alpha)
     p = np.asarray(entmax(x, alpha), np.float64)
     s, of_diagonal, letter = "s", "sᵢ(1 − sᵢ/Σs)", "p"
     if alpha == 1:
@@ -104,8 +105,8 @@ def plot_spectrum(x: ArrayLike, *, alpha: float = 1.0) -> Figure:
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if `x` does not have exactly one dimension, or fewer than two logits, or `alpha`
-            is out of range.
+        ValueError: if `x` does not have exactly one dimension, has fewer than two logits, or holds
+            NaN or −∞ only, or `alpha` is out of range.
 
     Examples:
         >>> (axes,) = plot_spectrum(np.array([1.0, 0.0, 0.0, 0.0])).axes
@@ -113,7 +114,7 @@ def plot_spectrum(x: ArrayLike, *, alpha: float = 1.0) -> Figure:
         Spectrum of J = diag(σ) − σσᵀ
     """
     x = _row(x, at_least=2)
-    J = EntmaxJacobian.from_logits(x, alpha)
+    J = _jacobian(x, alpha)
     s, matrix, total = "s", "diag(s) − ssᵀ/Σs", float(J.scale)
     half, quarter = "λ ≤ Σs/2", "sᵢ(1 − sᵢ/Σs) ≤ Σs/4"
     if alpha == 1:
@@ -143,6 +144,13 @@ def _row(x: ArrayLike, at_least: int = 1) -> jax.Array:
     if x.ndim != 1 or x.size < at_least:
         raise ValueError(f"`x` must have shape (K,) with K ≥ {at_least}, got {x.shape}")
     return x
+
+
+def _jacobian(x: jax.Array, alpha: float) -> EntmaxJacobian:
+    J = EntmaxJacobian.from_logits(x, alpha)
+    if not jnp.max(x) > -jnp.inf or jnp.any(jnp.isnan(x)):
+        raise ValueError(f"`x` must have no NaN and not be −∞ throughout, got {np.asarray(x)}")
+    return J
 
 
 def _write_names(axis: Axis, names: Sequence[str], is_crowded: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Softmax regression as a scikit-learn classifier: `fit_softmax_regression` in float64."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -164,8 +165,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return X @ self.coef_.T + self.intercept_
 
     def _weights(self, y: np.ndarray, labels: np.ndarray, sample_weight: Any) -> np.ndarray:
-        if sample_weight is None or isinstance(sample_weight, int | float):
-            weights = np.full(y.shape, 1.0 if sample_weight is None else sample_weight)
+        if sample_weight is None or np.ndim(sample_weight) == 0:
+            number = 1.0 if sample_weight is None else sample_weight
+            known = checked_number("sample_weight", number, "be ≥ 0 and finite", _is_weight)
+            weights = np.full(y.shape, float(known))
         else:
             real: Any = np.float64
             weights = check_array(
@@ -177,6 +180,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             raise ValueError(f"`sample_weight` must be ≥ 0, got {np.min(weights)}")
         if self.class_weight is None:
             return weights
+        if not isinstance(self.class_weight, Mapping | str):
+            kind = type(self.class_weight).__name__
+            raise TypeError(f'`class_weight` must be a dictionary, "balanced" or None, got {kind}')
         if self.class_weight == "balanced":
             totals = np.bincount(labels, weights=weights)
             factors = np.sum(totals) / (len(totals) * np.where(totals > 0, totals, 1))
@@ -192,6 +198,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         else:
             penalty = self.l2
         return float(2 * penalty if K == 2 else penalty)
+
+
+def _is_weight(number: float) -> bool:
+    return 0 <= number < np.inf
 
 
 def _padded(

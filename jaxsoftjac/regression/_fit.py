@@ -9,6 +9,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import as_count, as_real
 from jaxsoftjac._rules import compiled
 from jaxsoftjac.regression._arguments import (
     Solver,
@@ -70,8 +71,9 @@ def fit_softmax_regression(
         features: real array [N, D]; its rows may be split over devices.
         labels: integers [N], or probabilities [N, K].
         l2: penalty ≥ 0. Separable classes have no minimiser at 0: `separated` is True of what is
-            returned then, and `converged` False. With a penalty, the bias of a class without
-            examples still has none: it is as far below the others as `tol` asks for.
+            returned then, and `converged` False, unless `max_iterations` came first; in float32
+            classes that hardly overlap may count as separable. With a penalty, the bias of a class
+            without examples still has none: it is as far below the others as `tol` asks for.
         num_classes: K; by default one more than the largest label. Needed under `jit`.
         weights: factors ≥ 0 of the examples, [N]; their mean is weighted.
         solver: one of the three above.
@@ -101,6 +103,7 @@ def fit_softmax_regression(
     """
     x, labels, weights, K = checked_data(features, labels, weights, num_classes)
     check_options(solver, l2=l2, tol=tol, max_iterations=max_iterations)
+    l2 = as_real("l2", l2)
     begin = checked_start(start, x.shape[1], K, x.dtype)
     tol = default_tol(x.dtype) if tol is None else tol
     steps = _STEPS[solver] if max_iterations is None else max_iterations
@@ -142,6 +145,8 @@ def softmax_regression_path(
     start, tol = options.pop("start", None), options.pop("tol", None)
     solver, steps = options.get("solver", "newton-cg"), options.get("max_iterations")
     check_options(solver, l2=None, tol=tol, max_iterations=steps)
+    if steps is not None:
+        options["max_iterations"] = as_count("max_iterations", steps, 0)
     D = x.shape[1]
     begin = checked_start(start, D, K, x.dtype)
     if begin is None:

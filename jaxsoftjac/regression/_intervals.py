@@ -124,12 +124,12 @@ def _deviations(
     g: jax.Array, row: jax.Array, scaling: Scaling, covariance: Covariance, held: jax.Array
 ) -> jax.Array:
     """Standard deviations of gₖ⊗row, g in `class_differences`, with those of constant features."""
-    away = row - scaling.mean
-    scaled_row = jnp.append(away * scaling.factor, scaling.bias_factor)
+    away, varies = row - scaling.mean, scaling.varies
+    scaled_row = jnp.append(jnp.where(varies, away * scaling.factor, 0), scaling.bias_factor)
     along_row = jnp.einsum("d,adm->am", scaled_row, covariance.vectors, precision="highest")
     functionals = jnp.dot(g, along_row, precision="highest")
     sizes = jnp.linalg.norm(g, axis=1)
     errors = covariance.deviations(functionals, sizes * jnp.linalg.norm(scaled_row))
-    apart = jnp.where(scaling.factor > 0, 0, away)
+    apart = jnp.where(varies, 0, away)
     distance = jnp.sum(apart**2)
     return jnp.sqrt(errors**2 + sizes**2 * jnp.where(distance > 0, distance * held, 0))

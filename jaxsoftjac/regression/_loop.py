@@ -24,6 +24,7 @@ class Minimum(NamedTuple):
     theta: jax.Array
     iterations: jax.Array
     converged: jax.Array
+    is_cut_short: jax.Array  # by the number of steps
     gradient: jax.Array
     next_step: jax.Array  # the direction that would follow
 
@@ -100,7 +101,8 @@ def minimise(
     first = _State(theta, one, zero, zero, memory, one, -one, jnp.int32(count))
     last = lax.while_loop(is_open, step, first)
     converged = jnp.linalg.norm(last.gradient) <= last.goal
-    return Minimum(last.theta, last.steps, converged, last.gradient, last.direction)
+    is_cut_short = ~converged & (last.t > _SHORTEST)
+    return Minimum(last.theta, last.steps, converged, is_cut_short, last.gradient, last.direction)
 
 
 def centred(a: jax.Array) -> jax.Array:

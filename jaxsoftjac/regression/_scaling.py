@@ -16,7 +16,8 @@ class Scaling(NamedTuple):
     """Of features, to x̃ = (x − mean)·factor, and a bias column of `bias_factor`."""
 
     mean: jax.Array  # [D]
-    factor: jax.Array  # [D], 0 for constant features
+    factor: jax.Array  # [D], 0 for constant features if no penalty holds them
+    varies: jax.Array  # [D], whether a feature is not constant, to rounding
     bias_factor: jax.Array
 
     def coefficients(self, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -27,9 +28,10 @@ class Scaling(NamedTuple):
         return kernel, theta[:, -1] * self.bias_factor - shift
 
     def theta(self, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        """θ of kernel and bias, that of constant features 0."""
-        varies = self.factor > 0
-        scaled = jnp.where(varies, 1 / jnp.where(varies, self.factor, 1), 0)[:, None] * kernel
+        """θ of kernel and bias, that of features without a factor 0."""
+        has_factor = self.factor > 0
+        inverse = jnp.where(has_factor, 1 / jnp.where(has_factor, self.factor, 1), 0)
+        scaled = inverse[:, None] * kernel
         return jnp.append(scaled, (bias + self.mean @ kernel)[None] / self.bias_factor, axis=0).T
 
 
@@ -41,9 +43,9 @@ def scaled(
     The coordinates are constants of differentiation: the minimum does not depend on them.
     """
     scaling = _scaling(*lax.stop_gradient((x, weights, l2)), K)
-    factor, varies = scaling.factor, scaling.factor > 0
+    factor = scaling.factor
     ones = jnp.full((x.shape[0], 1), scaling.bias_factor, x.dtype)
-    penalty = jnp.append(jnp.where(varies, l2 * factor * factor, 1), 0)
+    penalty = jnp.append(jnp.where(factor > 0, l2 * factor * factor, 1), 0)
     x = jnp.concatenate([(x - scaling.mean[None]) * factor[None], ones], axis=1)
     return Problem(x, labels, weights, penalty, K), scaling
 
@@ -61,5 +63,7 @@ def _scaling(x: jax.Array, weights: jax.Array, l2: jax.Array, K: int) -> Scaling
     varies = deviation > 8 * jnp.finfo(x.dtype).eps * (jnp.abs(mean) + largest)
     curvature = jnp.asarray((K - 1) / K**2 if K > 1 else 1, x.dtype)  # σ(1 − σ) averaged, at 0
     size = jnp.hypot(jnp.sqrt(curvature) * deviation, jnp.sqrt(l2))
-    factor = jnp.where(varies, 1 / jnp.where(varies, size, 1), 0)
-    return Scaling(mean, factor, 1 / jnp.sqrt(curvature))
+    # A constant feature that a penalty holds has the coefficient 0, but not the derivative 0.
+    has_factor = varies | ((largest == 0) & (l2 > 0))
+    factor = jnp.where(has_factor, 1 / jnp.where(has_factor, size, 1), 0)
+    return Scaling(mean, factor, varies, 1 / jnp.sqrt(curvature))

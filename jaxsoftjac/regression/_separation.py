@@ -13,9 +13,10 @@ _CERTAIN = 1e-12  # variance of a class, on average, below which no example can 
 def way_to_go(problem: Problem, end: Minimum) -> jax.Array:
     """By how many nats the logits would move to the minimum on the line of the next direction.
 
-    At a minimiser they would hardly. Where classes are separated, each step moves them as far as
-    the one before, while the gradient vanishes with the curvature. Lines along which one class
-    moves are tried as well: what is left in others would hide it.
+    It is 0 where the search was cut short, which tells nothing. At a minimiser they would hardly
+    move. Where classes are separated, each step moves them as far as the one before, while the
+    gradient vanishes with the curvature. Lines along which one class moves are tried as well: what
+    is left in others would hide it.
     """
     if problem.classes == 1:
         return jnp.zeros([], problem.x.dtype)
@@ -31,7 +32,7 @@ def way_to_go(problem: Problem, end: Minimum) -> jax.Array:
     variance = jnp.sum(weighted * (1 - sigma), axis=1)
     alone = _way(slopes, sizes, jnp.sum(weighted * (1 - sigma) * _unit(along, 1) ** 2, axis=1))
     alone = jnp.where(variance < _CERTAIN, jnp.inf, alone)
-    return jnp.maximum(together, jnp.max(alone))
+    return jnp.where(end.is_cut_short, 0, jnp.maximum(together, jnp.max(alone)))
 
 
 def _way(slope: jax.Array, size: jax.Array, curvature: jax.Array) -> jax.Array:

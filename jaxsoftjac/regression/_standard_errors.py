@@ -54,8 +54,9 @@ def standard_errors(
     basis, D = class_differences(theta), theta.shape[1]
     classes = basis if contrasts is None else basis @ contrasts
     covariance = covariance_of(problem, theta, total)
-    to_bias = jnp.append(-scaling.mean * scaling.factor, scaling.bias_factor)
-    varies = scaling.factor > 0
+    varies = scaling.varies
+    factor = jnp.where(varies, scaling.factor, 0)
+    to_bias = jnp.append(-scaling.mean * factor, scaling.bias_factor)
 
     def deviation(of_class: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Standard deviations of θ, [D], and of the bias, of one class."""
@@ -69,7 +70,7 @@ def standard_errors(
     of_theta, of_bias = jax.vmap(deviation, in_axes=1, out_axes=-1)(classes)
     alone = jnp.sqrt(jnp.sum(classes**2, axis=0) / jnp.where(l2 > 0, total * l2, 1))
     alone = jnp.where(l2 > 0, alone, jnp.inf)[None]  # of constant features, held by l2 only
-    of_kernel = jnp.where(varies[:, None], of_theta[:-1] * scaling.factor[:, None], alone)
+    of_kernel = jnp.where(varies[:, None], of_theta[:-1] * factor[:, None], alone)
     offsets = jnp.where(varies, 0, jnp.abs(scaling.mean))[:, None]
     shifts = jnp.where(offsets > 0, jnp.where(offsets > 0, alone, 0) * offsets, 0)
     of_bias = jnp.sqrt(of_bias**2 + jnp.sum(shifts**2, axis=0))

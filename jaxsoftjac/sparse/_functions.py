@@ -58,6 +58,7 @@ def entmax(
         x: logits, any shape; integers are cast to float first.
         alpha: α in [1, 4], a number, or an array that broadcasts to the shape of `x` without
             `axis`. An array may be traced and has a derivative; entries out of range give NaN.
+            A number is part of the program, as for `cross_entropy`: a schedule gives an array.
         axis: axis or axes of the classes; None for all.
         where: boolean, broadcast to `x`; excluded classes get 0, and their logits, NaN included,
             are ignored. A row without classes is 0 with gradient 0.

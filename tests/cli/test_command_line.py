@@ -51,6 +51,12 @@ def test_float64_and_standard_input_as_a_process():
     np.testing.assert_allclose(found["sigma"], numpy_jacobian(np.array([1.0, 2, 3]))[0], rtol=1e-15)
 
 
+def test_a_closed_standard_output_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert _main.main(["inspect", *GOOD_ROW]) == 2
+    assert capsys.readouterr().err == "jaxsoftjac: error: standard output is closed\n"
+
+
 def test_a_reader_that_leaves_ends_the_run_quietly():
     command = [sys.executable, "-m", "jaxsoftjac", "inspect", *GOOD_ROW]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

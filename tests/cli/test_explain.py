@@ -121,6 +121,7 @@ def test_an_excluded_class_has_derivative_0(capsys):
         (["1", "-inf", "--label", "1"], ["--label 1", "excluded"]),
         (["1", "2", "--format", "html"], ["--format", "html"]),
         (["1", "2", "--vjp", "1"], ["--vjp", "K = 2", "got 1"]),
+        (["1", "2", "--vjp", "inf", "1"], ["--vjp inf", "not finite"]),
         (["1", "2", "--temperature", "0"], ["--temperature", "positive"]),
         (["x.npy"], ["x.npy", "one row of 3", "--row"]),
         (["x.npy", "--row", "1"], ["x.npy", "row 1, column 0", "nan is not finite"]),

@@ -55,6 +55,21 @@ QUANTITIES = {
 }
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16])
+@pytest.mark.parametrize(
+    "options", [{"ignore_index": -1}, {"class_weights": np.ones(256)}], ids=str
+)
+def test_labels_of_few_bits(options, dtype):
+    """256 classes, and -1 that an unsigned label cannot be."""
+    kernel = jnp.asarray(random.normal(size=(4, 256)), WIDE)
+    labels = np.array([0, 1, 100, 127, 5, 127 if dtype == np.int8 else 255], dtype)
+    product = gauss_newton_product(lambda kernel, x: x @ kernel, **options)
+    close(
+        product(kernel, INPUTS, labels, jnp.cos(kernel)),
+        product(kernel, INPUTS, labels.astype(np.int32), jnp.cos(kernel)),
+    )
+
+
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_ignored_examples_are_as_if_absent(name):
     make, reference = QUANTITIES[name], QUANTITIES["gauss_newton_product"]

@@ -168,6 +168,8 @@ def test_masked_parameters_stay():
     updates, alone = updates_and_of_last(PARAMS)
     assert not np.any(updates["first"])
     close(updates["kernel"], alone)
+    with pytest.raises(ValueError, match="`all_params` must be given to the update"):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, **BATCH)
 
 
 @pytest.mark.parametrize(

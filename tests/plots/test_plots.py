@@ -40,6 +40,20 @@ def test_the_panels_of_a_sparse_member():
     assert matrix.get_title() == "Jacobian J = diag(s) − ssᵀ/Σs"
 
 
+def test_nothing_to_show(tmp_path):
+    """Of one class a flow has nothing, of a saturated row gradients of 0: no axis fails."""
+    alone, saturated = jnp.array([1.0, -jnp.inf]), jnp.array([300.0, 0.0, 0.0])
+    plot_temperature_sweep(temperature_sweep(alone, [0.5, 1.0])).savefig(tmp_path / "x.png")
+    plot_gradient_flow({"row": gradient_flow(saturated[None])}).savefig(tmp_path / "y.png")
+
+
+@pytest.mark.parametrize("plot", [plot_jacobian, plot_spectrum])
+@pytest.mark.parametrize("x", [[np.nan, 1.0], [-np.inf, -np.inf]])
+def test_rows_without_probabilities_are_refused(plot, x):
+    with pytest.raises(ValueError, match="`x` must have no NaN and not be −∞ throughout, got"):
+        plot(x, alpha=2.0)
+
+
 @pytest.mark.parametrize("x", [X, jnp.array([1.0]), jnp.array([1000.0, 0.0, 0.0])])
 def test_colour_limits_are_symmetric_and_hold_the_data(x):
     image = plot_jacobian(x).axes[0].images[0]

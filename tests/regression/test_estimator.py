@@ -109,6 +109,15 @@ def test_bad_options(options, message):
         SoftmaxRegression(**options).fit(X, NAMES)
 
 
+def test_weights_of_other_kinds():
+    one, two = (SoftmaxRegression().fit(X, NAMES, w) for w in (np.float32(2), 2.0))
+    assert np.array_equal(one.coef_, two.coef_)
+    with pytest.raises(ValueError, match="`sample_weight` must be ≥ 0 and finite, got -1.0"):
+        SoftmaxRegression().fit(X, NAMES, -1.0)
+    with pytest.raises(TypeError, match='`class_weight` must be a dictionary, "balanced" or None'):
+        SoftmaxRegression(class_weight=np.ones(3)).fit(X, NAMES)
+
+
 @pytest.mark.parametrize(
     ("options", "separated", "message"),
     [

@@ -25,6 +25,25 @@ FIT = fit_softmax_regression(X, LABELS, l2=0.3, weights=WEIGHTS)
 PATH = softmax_regression_path(X, LABELS, l2=[0.3, 0.1], weights=WEIGHTS)
 
 
+@pytest.mark.skipif(not EXACT, reason="differences need float64")
+@pytest.mark.parametrize("solver", ["newton-cg", "newton-cholesky"])
+def test_the_derivative_by_a_constant_feature(solver):
+    """The penalty holds its coefficient at 0, which moves where the feature does."""
+    x = jnp.append(X, jnp.full((40, 1), 2.0), 1)
+    v = jnp.zeros_like(x).at[5, 3].set(1).at[9, 3].set(-0.5)
+
+    def kernel(x):
+        return fit_softmax_regression(
+            x, LABELS, l2=0.1, tol=1e-13, num_classes=3, solver=solver
+        ).kernel
+
+    value, pushed = jax.jvp(kernel, (x,), (v,))
+    assert not np.any(value[3])
+    h = 1e-5
+    expected = (kernel(x + h * v) - kernel(x - h * v)) / (2 * h)
+    np.testing.assert_allclose(pushed, expected, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("start", "error", "message"),
     [

@@ -146,6 +146,14 @@ def test_ordinary_data_are_not_called_separated(solver, seed):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_search_cut_short_does_not_tell(solver, steps):
+    result = fit_softmax_regression(X, NOISY, l2=0.0, solver=solver, max_iterations=steps)
+    assert not result.converged
+    assert not result.separated
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_no_features(solver):
     """The bias alone: the logarithms of the classes' shares."""
     result = fit(X[:, :0], NOISY, solver=solver)
@@ -167,6 +175,7 @@ def test_no_features(solver):
         ((X, NOISY), {"l2": np.array(-1)}, ValueError, "`l2` must be ≥ 0 and finite, got -1"),
         ((X, NOISY), {"l2": jnp.array(-1.0)}, ValueError, "`l2` must be ≥ 0 and finite, got -1.0"),
         ((X, NOISY), {"l2": np.ones(2)}, ValueError, r"`l2` must be a number, got shape \(2,\)"),
+        ((X, NOISY), {"l2": None}, TypeError, "`l2` must be an array of numbers, got NoneType"),
         ((X, NOISY), {"tol": np.float32(-1)}, ValueError, "`tol` must be ≥ 0 and finite"),
         ((X, NOISY.astype(str)), {}, TypeError, "`labels` must be integers, or probabilities, got"),
         ((X, NOISY.astype(object)), {}, TypeError, "`labels` must be integers, or probabilities"),
