@@ -69,8 +69,9 @@ def origin_of(
     highest = jnp.asarray(jnp.inf, x.dtype)
     if span is not None:
         start, stop = span
-        first = jnp.min(jnp.where(start < stop, start, jnp.iinfo(start.dtype).max), 1)
-        place = jnp.arange(x.shape[1], dtype=start.dtype)[None]
+        last = x.shape[1]
+        first = jnp.min(jnp.where(start < stop, start, last), 1, initial=last)
+        place = jnp.arange(last, dtype=start.dtype)[None]
         spanned = (place >= first[:, None]) & (place < jnp.max(stop, 1, initial=0)[:, None])
         highest = jnp.where(spanned, highest, lowest)[..., None, None]
     bounded = (jnp.minimum(y, highest) for y in (x, -x))

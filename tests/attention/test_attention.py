@@ -180,6 +180,7 @@ def test_no_keys_and_no_queries():
     assert not np.any(np.asarray(o))
     assert np.all(np.asarray(lse) == -np.inf)
     assert f(q[:, :0], k, v)[0].shape == (B, 0, N, D)
+    assert dot_product_attention(q[:, :0], k, v, is_causal=True).shape == (B, 0, N, D)
 
 
 @pytest.mark.parametrize("t", [0, 1, T])
