@@ -165,8 +165,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return X @ self.coef_.T + self.intercept_
 
     def _weights(self, y: np.ndarray, labels: np.ndarray, sample_weight: Any) -> np.ndarray:
-        if sample_weight is None or np.ndim(sample_weight) == 0:
-            number = 1.0 if sample_weight is None else sample_weight
+        if sample_weight is None or np.isscalar(sample_weight):
+            number: Any = 1.0 if sample_weight is None else sample_weight
             known = checked_number("sample_weight", number, "be ≥ 0 and finite", _is_weight)
             weights = np.full(y.shape, float(known))
         else:
