@@ -54,6 +54,11 @@ def as_index(name: str, value: Any) -> int:
         raise TypeError(f"`{name}` must be an int, got {type(value).__name__}") from None
 
 
+def known_size(size: Any, otherwise: int) -> int:
+    """A length as an int; `otherwise` stands for one that `jax.export` has as a symbol."""
+    return size if isinstance(size, int) else otherwise
+
+
 def as_count(name: str, value: Any, least: int) -> int:
     """`value` as a Python int that is at least so large."""
     count = as_index(name, value)

@@ -184,8 +184,9 @@ def half_depth(row: jax.Array, top: jax.Array) -> jax.Array:
 
 
 def soft_capped(x: jax.Array, cap: float | jax.Array) -> jax.Array:
-    """The logits c·tanh(x/c); x itself where the quotient is so small that it may underflow."""
-    return jnp.where(jnp.abs(x) <= cap * 2.0**-60, x, cap * jnp.tanh(x / cap))
+    """The logits c·tanh(x/c), c at most 2¹⁰⁰: by a larger one the quotient could underflow."""
+    cap = jnp.minimum(cap, 2.0**100)
+    return cap * jnp.tanh(x / cap)
 
 
 def largest(x: jax.Array, classes: ClassAxes) -> jax.Array:

@@ -154,7 +154,7 @@ def dot_product_attention(
         implementation: None or "xla", as jax.nn's; there is one implementation.
         return_residual: also return the logsumexp of each query's scores.
         logit_softcap: a scalar c > 0 makes the scores c·tanh(QKᵀ·scale / c); as a JAX array,
-            differentiable.
+            differentiable. A finite c above 2¹⁰⁰ counts as that.
         sink: [N], one more score per head, whose probability goes to no value.
         dropout_rate: from 0 to below 1: each probability is set to 0 with this chance, and the
             others are divided by 1 − rate. Which ones depends on `dropout_key` and on

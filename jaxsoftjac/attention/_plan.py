@@ -14,6 +14,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import known_size
 from jaxsoftjac.attention._arguments import scalar
 from jaxsoftjac.attention._layout import AxisName, Plan
 
@@ -36,7 +37,7 @@ def plan_of(
     (*batch, T, N, H), (S, K) = q.shape, k.shape[-3:-1]
     if scale is None:
         scale = 1 / math.sqrt(max(H, 1))
-    heads = math.prod(n for n in batch if isinstance(n, int)) * N  # a symbolic number is unknown
+    heads = math.prod(known_size(n, 1) for n in batch) * N
     query_block, *key_blocks = _block_sizes(block_size, heads, T, S)
     if jax.typeof(q).sharding.spec[-3] is not None:
         query_block = T  # blocks would cut through the devices' slices

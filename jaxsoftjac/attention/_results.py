@@ -61,8 +61,8 @@ def origin_of(
     """From where keys or values [B, S, K, D] are measured, [B, 1, K, D]; a constant.
 
     The middle between the least and the greatest number within the queries' spans, where those are
-    so near to it that measuring from it takes digits from none of them; else 0. A number far off,
-    which no query may see or none may weigh, then costs the others nothing.
+    within three quarters of it, so that it costs none of them more than two bits; else 0. A number
+    far off, which no query may see or none may weigh, then costs the others nothing.
     """
     x = lax.stop_gradient(x)
     lowest = float(jnp.finfo(x.dtype).min)

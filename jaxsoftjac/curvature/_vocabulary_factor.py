@@ -120,6 +120,8 @@ class VocabularyFactor:
         return summary._replace(top=jnp.where(summary.top == -jnp.inf, 0, summary.top))
 
     def _logits(self, hidden: jax.Array, kernel: jax.Array, *bias: jax.Array) -> jax.Array:
+        for b in bias:
+            kernel = jnp.where(b[None] == -jnp.inf, 0, kernel)  # which may be NaN there
         y = jnp.matmul(hidden.astype(self._dtype), kernel.astype(self._dtype))
         return self._capped(y, *(b[None] for b in bias))
 

@@ -115,7 +115,7 @@ def logits_of(operands: Operands) -> jax.Array:
     (hidden, softcap, origin, temperature, _), (kernel, bias, _) = operands
     dtype = logits_dtype(operands)
     if bias is not None:
-        kernel = jnp.where(bias == -jnp.inf, 0, kernel)  # which may be NaN there
+        kernel = jnp.where(bias[None] == -jnp.inf, 0, kernel)  # which may be NaN there
     if hidden.dtype != kernel.dtype:
         hidden, kernel = hidden.astype(dtype), kernel.astype(dtype)
     y = jnp.matmul(hidden, kernel, preferred_element_type=dtype)

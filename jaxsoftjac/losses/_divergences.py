@@ -15,7 +15,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_array, as_index, as_real, wide
+from jaxsoftjac._checks import as_array, as_index, as_real, known_size, wide
 from jaxsoftjac._pivots import where_positive
 from jaxsoftjac._row_functions import log1p_rest, of_top, pivoted, softmax_rows, top_probability
 from jaxsoftjac._rows import (
@@ -237,10 +237,8 @@ def _compared(x: jax.Array, y: jax.Array, classes: ClassAxes) -> _Compared:
     e = exp_depth(y, top_of(y, classes))
     both = jnp.where(x == -jnp.inf, 0, e)
     x_top, x_rest = statistics(x, classes)
-    K = x.shape[classes.axes[0]]
-    width = 2.0 ** (
-        K.bit_length() if isinstance(K, int) else 31
-    )  # sums of large terms could overflow
+    K = known_size(x.shape[classes.axes[0]], 2**31 - 1)
+    width = 2.0 ** K.bit_length()  # the sum of what is large could overflow
     y_rest = statistics(y, classes).rest
     mean, missing = classes.sums(both * (half / width), e - both, at_once=4)
     x_log, y_log = log1p_rest(x_rest), log1p_rest(y_rest)

@@ -91,7 +91,8 @@ def linear_cross_entropy(
             is, and not together with both `label_smoothing` and `logit_softcap`.
         label_smoothing: as for `cross_entropy`.
         z_loss: as for `cross_entropy`.
-        logit_softcap: c > 0 replaces z by c·tanh(z/c), but for excluded classes; may be traced.
+        logit_softcap: c > 0 replaces z by c·tanh(z/c), but for excluded classes; may be traced. A
+            finite c above 2¹⁰⁰ counts as that.
         ignore_index: label whose examples have loss 0 and gradient 0, whatever their `hidden`.
         reduction: "none", "sum", or "mean": the sum over the sum of the weights of the examples
             that are not ignored, 0 if there are none.

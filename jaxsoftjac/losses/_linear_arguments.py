@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import known_size
 from jaxsoftjac._rows import first_class, nan_unless
 from jaxsoftjac._rules import recomputed
 from jaxsoftjac.losses._arguments import (
@@ -129,10 +130,9 @@ def _layout(
     V: int, N: int, block_size: int | None, has_mean: bool, axis_name: str | None
 ) -> Layout:
     if block_size is None:
-        if not isinstance(V, int):
+        if not isinstance(V, int):  # nor can it be cut
             return Layout(V, V, 0, has_mean, axis_name)
-        rows = N if isinstance(N, int) else _ROWS
-        widest = _BLOCK_ELEMENTS // max(1, rows)
+        widest = _BLOCK_ELEMENTS // max(1, known_size(N, _ROWS))
         widest = V if widest >= V else min(widest, V // 16)
         blocks = -(-V // max(_NARROWEST, widest))
         block_size = max(1, V // blocks)
@@ -194,7 +194,7 @@ def _of_classes(
         return OfClasses(at_label, mean, None)
     # The logits are linear in the kernel: the mean of all takes one product with their weights.
     if bias is not None:
-        kernel = jnp.where(kept, kernel, 0)
+        kernel = jnp.where(kept[None], kernel, 0)
     mean_logits = hidden.astype(dtype) @ total(kernel.astype(dtype) @ share)[:, None]
     if bias is not None:
         above = jnp.where(kept, bias.astype(dtype) - (0 if origin is None else origin), 0)

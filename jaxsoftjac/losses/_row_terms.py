@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxsoftjac._checks import known_size
 from jaxsoftjac._pivots import where_positive
 from jaxsoftjac._row_functions import log1p_rest, of_top
 from jaxsoftjac._rows import (
@@ -263,8 +264,8 @@ def _of_kept(x: jax.Array, top: jax.Array, classes: ClassAxes) -> tuple[jax.Arra
     """The uniform target of the classes that are not excluded, and the mean of top − x over it."""
     kept = lax.stop_gradient((x != -jnp.inf).astype(x.dtype))
     half = jnp.where(x == -jnp.inf, 0, -half_depth(x, top))
-    width = x.shape[classes.axes[0]]  # the sum of what is large could overflow
-    width = max(1, width) if isinstance(width, int) else width
+    K = known_size(x.shape[classes.axes[0]], 2**31)
+    width = max(1, K)  # the sum of what is large could overflow
     descent, count = classes.sums(half / width, kept)
     count = jnp.maximum(count, 1)
     return kept / count, descent * (2 * width / count)

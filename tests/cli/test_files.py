@@ -154,6 +154,10 @@ def test_columns_of_lists(tmp_path):
     np.testing.assert_array_equal(rows_of(f"{tmp_path}/x.parquet:x"), [[1, 2], [3, 4]])
     with pytest.raises(InputError, match="column 'text' is not numeric: string"):
         read_logits(f"{tmp_path}/x.parquet")
+    beside = arrow.table({"id": [1, 2], "x": arrow.array([[1, 2], [3, 4]])})
+    parquet.write_table(beside, tmp_path / "beside.parquet")
+    with pytest.raises(InputError, match="column 'x' is not numeric: .*: choose it with --key"):
+        read_logits(f"{tmp_path}/beside.parquet")
     with pytest.raises(InputError, match="ragged rows: lists of 1, 2 values"):
         read_logits(f"{tmp_path}/ragged.parquet")
 

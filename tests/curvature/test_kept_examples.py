@@ -61,13 +61,27 @@ QUANTITIES = {
 )
 def test_labels_of_few_bits(options, dtype):
     """256 classes, and -1 that an unsigned label cannot be."""
-    kernel = jnp.asarray(random.normal(size=(4, 256)), WIDE)
+    kernel = jnp.asarray(np.random.default_rng(1).normal(size=(4, 256)), WIDE)
     labels = np.array([0, 1, 100, 127, 5, 127 if dtype == np.int8 else 255], dtype)
     product = gauss_newton_product(lambda kernel, x: x @ kernel, **options)
     close(
         product(kernel, INPUTS, labels, jnp.cos(kernel)),
         product(kernel, INPUTS, labels.astype(np.int32), jnp.cos(kernel)),
     )
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_the_kernel_column_of_an_excluded_class_counts_for_nothing(samples):
+    bias = jnp.zeros(5, WIDE).at[3].set(-jnp.inf)
+    kernel, hidden = jnp.cos(jnp.arange(20, dtype=WIDE)).reshape(4, 5), INPUTS[:3]
+
+    def product(column):
+        params = {"hidden": hidden, "kernel": kernel.at[:, 3].set(column), "bias": bias}
+        head, tangents = ("kernel", "bias"), jax.tree.map(jnp.ones_like, params)
+        of = sampled_fisher_product(lambda p, _: p["hidden"], head=head, samples=samples)
+        return of(params, None, KEY, tangents)
+
+    jax.tree.map(close, product(jnp.nan), product(1.0))
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
