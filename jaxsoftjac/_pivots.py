@@ -28,6 +28,11 @@ def where_positive(v: jax.Array, sigma: jax.Array, *others: jax.Array) -> jax.Ar
     return jnp.where(counts, v, 0)
 
 
+def where_finite(v: jax.Array, sigma: jax.Array) -> jax.Array:
+    """`v`, and 0 where σ is 0 and v is not finite: what is finite has a derivative by a free σ."""
+    return jnp.where((sigma != 0) | jnp.isfinite(v), v, 0)
+
+
 def bits_where_positive(v: jax.Array, sigma: jax.Array) -> jax.Array:
     """`where_positive` by integer arithmetic on the bits. Not for what is differentiated.
 

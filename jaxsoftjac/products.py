@@ -24,6 +24,7 @@ from jaxsoftjac._pivots import (
     peaked,
     pivot_excess,
     pivot_weights,
+    where_finite,
     where_positive,
 )
 from jaxsoftjac._rows import ClassAxes
@@ -50,7 +51,9 @@ def softmax_vjp(grad_output: ArrayLike, sigma: ArrayLike, axis: Axis = -1) -> ja
     Args:
         grad_output: cotangent of σ (gradient of a loss by σ), shape [..., K].
         sigma: softmax output, shape [..., K], Σσ = 1 along `axis` (the caller's promise).
-            Entries equal to 0 contribute 0, even where `grad_output` is not finite.
+            Entries equal to 0 contribute 0, even where `grad_output` is not finite. Derivatives by
+            σ are those along a softmax's: Σσ̇ = 0, and 0 stays 0. Those by a σ that is free are
+            `SoftmaxJacobian`'s.
         axis: axis or axes of the classes; None for all.
 
     Returns:
@@ -210,8 +213,8 @@ def _centred_product(
 
 def centre(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """The vector less its mean, v − ⟨σ, v⟩, from the pivot first: the JVP of log-softmax."""
-    d = v - classes.sum(pivot_weights(sigma, classes) * where_positive(v, sigma))
-    return d - classes.sum(sigma * where_positive(d, sigma))
+    d = v - classes.sum(pivot_weights(sigma, classes) * where_finite(v, sigma))
+    return d - classes.sum(sigma * where_finite(d, sigma))
 
 
 class PivotedRow(NamedTuple):

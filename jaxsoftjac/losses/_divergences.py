@@ -194,7 +194,7 @@ def _kl_pushforward(
     y: jax.Array,
     classes: ClassAxes,
 ) -> jax.Array:
-    x, y = wide(x), wide(y)
+    x, y = wide(x), _unless_excluded(wide(y))
     x_tangent, y_tangent = tangents
     compared, pushed = _compared(x, y, classes), jnp.zeros_like(x)
     p = softmax_rows(y, classes)
@@ -207,6 +207,19 @@ def _kl_pushforward(
         product = softmax_product(wide(y_tangent), p, classes, top)
         pushed = pushed - product * jnp.where(x == -jnp.inf, 0, compared.centred)
     return jnp.where(compared.is_defined, classes.sum(pushed), 0)
+
+
+@jax.custom_jvp
+def _unless_excluded(y: jax.Array) -> jax.Array:
+    """`y`, of which what is −∞ does not move, whatever its tangent."""
+    return y
+
+
+@_unless_excluded.defjvp
+def _unless_excluded_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return _unless_excluded(*primals), jnp.where(primals[0] == -jnp.inf, 0, tangents[0])
 
 
 def _less(q: jax.Array, p: jax.Array, log_ratio: jax.Array) -> jax.Array:

@@ -2,7 +2,8 @@
 
 With log_β p = (p^β − 1)/β, β = α − 1, the loss is Σ b(yᵢ, pᵢ) over the support, b the divergence of
 two numbers, and linear in the logits outside of it. Every b is ≥ 0 and made without differences of
-what is nearly equal, so that small losses keep their digits.
+what is nearly equal, so that small losses keep their digits; from α = 2 on those that p has, which
+near the margin is a difference of logits.
 """
 
 from functools import partial

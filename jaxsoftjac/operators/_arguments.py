@@ -1,6 +1,6 @@
 """The checked arguments of the operator, and its methods compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_array, as_real, checked_key
+from jaxsoftjac._checks import as_array, as_count, as_real, checked_key
 from jaxsoftjac._rules import compiled
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -40,9 +40,11 @@ def checked_damping(damping: ArrayLike, b: jax.Array) -> jax.Array:
     return jnp.broadcast_to(delta, b.shape)
 
 
-def normal(key: ArrayLike, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Independent numbers of the standard normal distribution."""
-    return jax.random.normal(checked_key("key", key), shape, dtype)
+def normal(key: ArrayLike, shape: int | Sequence[int], sigma: jax.Array) -> jax.Array:
+    """Independent numbers of the standard normal distribution, [*shape, ..., K] as σ [..., K]."""
+    lengths = shape if isinstance(shape, Sequence) else (shape,)
+    lengths = tuple(as_count("shape", length, 0) for length in lengths)
+    return jax.random.normal(checked_key("key", key), lengths + sigma.shape, sigma.dtype)
 
 
 def compiled_method(*names: str) -> Callable[[Method], Method]:
@@ -57,7 +59,8 @@ def compiled_method(*names: str) -> Callable[[Method], Method]:
         @wraps(method)
         def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
             arrays = [as_real(name, a) for name, a in zip(names, arguments, strict=False)]
-            keywords = {k: as_real(k, a) if k in names else a for k, a in keywords.items()}
+            given = {k: as_real(k, keywords[k]) for k in names if keywords.get(k) is not None}
+            keywords = keywords | given
             return run(self, *arrays, *arguments[len(arrays) :], **keywords)
 
         return call  # pyright: ignore[reportReturnType]

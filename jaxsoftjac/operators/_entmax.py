@@ -1,6 +1,6 @@
 """The Jacobian of α-entmax: a number times that of softmax at another point."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -151,7 +151,7 @@ class EntmaxJacobian:
         """Fᵀv, the transpose of `factor_mv`. O(K)."""
         return self._times("v", v, self.softmax.factor_t_mv, self._per_class(0.5))
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    def sample(self, key: jax.Array, shape: int | Sequence[int] = ()) -> jax.Array:
         """Draws from the normal distribution N(0, J): array [*shape, ..., K]. O(K) each."""
         draws = self.softmax.sample(key, shape)
         return self._rounded(jnp.broadcast_to(self._per_class(0.5), draws.shape) * draws)
@@ -183,8 +183,8 @@ class EntmaxJacobian:
         values, vectors = self.softmax.eigh()
         return Eigh(self._rounded(self._per_class(1) * values), self._rounded(vectors))
 
-    @compiled_method()
-    def rank(self, *, rtol: float | None = None) -> jax.Array:
+    @compiled_method("rtol")
+    def rank(self, *, rtol: ArrayLike | None = None) -> jax.Array:
         """Number of eigenvalues above rtol·λ_max: one less than the support has classes. O(K)."""
         return self.softmax.rank(rtol=rtol)
 

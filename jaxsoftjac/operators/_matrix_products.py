@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftjac._pivots import pivot_weights, where_positive
+from jaxsoftjac._pivots import pivot_weights, where_finite, where_positive
 from jaxsoftjac._rows import LAST, ClassAxes
 from jaxsoftjac._rules import quotient, recomputed
 from jaxsoftjac.products import centre
@@ -51,13 +51,15 @@ def variance(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
 
 
 def factor_product(w: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
-    """Fw = √σ⊙w − σ⟨√σ, w⟩ as J(w/√σ), which does not cancel."""
-    return product(w / jnp.sqrt(_positive(sigma)), sigma, on_simplex)
+    """Fw = √σ⊙w − σ⟨√σ, w⟩ as J(w/√σ), which does not cancel; a root of 0 is a constant."""
+    along = where_positive(w, sigma) / jnp.sqrt(_positive(sigma))
+    return product(along, sigma, on_simplex)
 
 
 def factor_t_product(v: jax.Array, sigma: jax.Array, on_simplex: bool) -> jax.Array:
     """Fᵀv = √σ⊙(v − ⟨σ, v⟩)."""
-    return where_positive(jnp.sqrt(_positive(sigma)), sigma) * centred(v, sigma, on_simplex)
+    root = where_positive(jnp.sqrt(_positive(sigma)), sigma)
+    return root * where_positive(centred(v, sigma, on_simplex), sigma)
 
 
 def damped_solution(
@@ -124,7 +126,7 @@ def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax
     step = 2 * math.pi**2 / digits
     count = int(2 * digits / step)
     scale = lax.stop_gradient(jnp.where(scale == 0, 1, scale))[..., None]
-    v = centre(v, sigma, LAST)
+    v = where_finite(centre(v, sigma, LAST), sigma)
     unit = float(2.0 ** (jnp.finfo(sigma.dtype).maxexp // 2))  # in which no node underflows
     poles = unit * sigma
 
@@ -132,7 +134,7 @@ def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax
     def resolve(total: jax.Array, log_t: jax.Array) -> tuple[jax.Array, None]:
         t = (unit * scale) * jnp.exp(log_t)
         share = quotient(poles, poles + t)
-        mean = LAST.sum(share * v) / jnp.maximum(LAST.sum(share), jnp.finfo(v.dtype).tiny)
+        mean = quotient(LAST.sum(share * v), LAST.sum(share))
         return total + jnp.sqrt(t) * share * (v - mean), None
 
     nodes = step * jnp.arange(-count, count + 1, dtype=sigma.dtype)
@@ -141,16 +143,16 @@ def square_root_product(v: jax.Array, sigma: jax.Array, scale: jax.Array) -> jax
 
 
 def _variance_on_simplex(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
-    return classes.sum(sigma * where_positive(centre(v, sigma, classes), sigma) ** 2)
+    return classes.sum(sigma * where_finite(centre(v, sigma, classes), sigma) ** 2)
 
 
 def _explicit_product(v: jax.Array, sigma: jax.Array, classes: ClassAxes) -> jax.Array:
     """PᵀJPv, P = I − 1eᵀ with the pivot's weights e: differentiable by a σ that is free."""
     e = pivot_weights(sigma, classes)
-    v = where_positive(v, sigma)
-    d = v - classes.sum(e * v)
+    v = where_finite(v, sigma)
+    d = where_finite(v - classes.sum(e * v), sigma)
     w = sigma * (d - classes.sum(sigma * d))
-    return where_positive(w - e * classes.sum(w), sigma)
+    return w - e * classes.sum(w)
 
 
 # What the product, the centred vector and the variance are more than the matrix's where Σσ = 1 + ε,
@@ -173,7 +175,7 @@ def _variance_off_simplex(v: jax.Array, sigma: jax.Array, excess: jax.Array) -> 
 
 def _pivot_and_mean(v: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The pivot's weights, its value, and the mean."""
-    e, v = pivot_weights(sigma, LAST), where_positive(v, sigma)
+    e, v = pivot_weights(sigma, LAST), where_finite(v, sigma)
     return e, LAST.sum(e * v), LAST.sum(sigma * v)
 
 

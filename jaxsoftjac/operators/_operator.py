@@ -1,5 +1,6 @@
 """The operator itself: its methods, and the derivatives along which σ moves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -193,7 +194,7 @@ class SoftmaxJacobian(OfProbabilities):
 
     @compiled_method("w")
     def factor_mv(self, w: ArrayLike) -> jax.Array:
-        """Fw with F = diag(√σ) − σ√σᵀ, FFᵀ = J. O(K).
+        """Fw with F = diag(√σ) − σ√σᵀ, FFᵀ = J; a root of 0 is a constant of derivatives. O(K).
 
         >>> J, v = SoftmaxJacobian(jnp.array([0.25, 0.75])), jnp.array([1.0, 0.0])
         >>> print(J.factor_mv(J.factor_t_mv(v)), J.mv(v))
@@ -208,11 +209,10 @@ class SoftmaxJacobian(OfProbabilities):
         v, rows, dtype = self._with("v", v)
         return factor_t_product(v, rows.sigma, rows.on_simplex).astype(dtype)
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    def sample(self, key: jax.Array, shape: int | Sequence[int] = ()) -> jax.Array:
         """Draws from the normal distribution N(0, J) as Fw: array [*shape, ..., K]. O(K) each."""
-        shape = (*shape, *self.sigma.shape)
-        w = normal(key, shape, self.sigma.dtype)
-        draws = factor_product(w, jnp.broadcast_to(self.sigma, shape), self._rows.on_simplex)
+        w = normal(key, shape, self.sigma)
+        draws = factor_product(w, jnp.broadcast_to(self.sigma, w.shape), self._rows.on_simplex)
         return draws.astype(self.dtype)
 
     @compiled_method("v")
@@ -259,12 +259,13 @@ class SoftmaxJacobian(OfProbabilities):
         system = eigensystem(self.sigma, self._rows.on_simplex)
         return Eigh(*(a.astype(self.dtype) for a in system))
 
-    @compiled_method()
-    def rank(self, *, rtol: float | None = None) -> jax.Array:
+    @compiled_method("rtol")
+    def rank(self, *, rtol: ArrayLike | None = None) -> jax.Array:
         """Number of eigenvalues above rtol·λ_max, by inertia; `rtol` is K·ε as in NumPy. O(K)."""
         sigma = self.sigma
         rtol = sigma.shape[-1] * float(jnp.finfo(sigma.dtype).eps) if rtol is None else rtol
-        return count_above(sigma, rtol * largest_eigenvalue(sigma)[..., None])
+        least = jnp.asarray(rtol, sigma.dtype) * largest_eigenvalue(sigma)
+        return count_above(sigma, least[..., None])
 
     @compiled_method()
     def log_pdet(self) -> jax.Array:

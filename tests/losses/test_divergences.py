@@ -60,6 +60,20 @@ def test_kl_near_equality_and_far_from_it(distance):
 
 
 @pytest.mark.once
+def test_the_tangent_of_an_excluded_class_counts_for_nothing():
+    x, y = f32(1, 0, 2), f32(0, 1, -np.inf)
+
+    @quick_jit
+    def products(t):
+        gradients = [jax.grad(jsj.kl_divergence, i) for i in (0, 1)]
+        return jnp.stack([jax.jvp(lambda y, g=g: g(x, y), (y,), (t,))[1] for g in gradients])
+
+    expected = products(f32(1, 2, 7))
+    for value in (np.inf, np.nan):
+        np.testing.assert_allclose(products(f32(1, 2, value)), expected, atol=4 * U)
+
+
+@pytest.mark.once
 def test_masked_and_infinite_logits_have_finite_derivatives():
     x, y = f32(0, -np.inf, 1, np.nan), f32(1, -np.inf, 0, 2)
     where = np.array([True, True, True, False])

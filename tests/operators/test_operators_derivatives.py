@@ -134,6 +134,17 @@ CASES["sigma, products"] = (
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("sigma", [[0.5, 0.0, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]])
+def test_derivatives_by_a_class_of_probability_0(sigma):
+    orders = ("forward", "reverse"), ("reverse", "reverse")
+    sigma, both = jnp.asarray(sigma, WIDE), slice(2)  # the root has no derivative at 0
+    found = derivatives(lambda s: products_of_sigma(s)[both], orders, sigma)
+    expected = derivatives(lambda s: plain_products(s)[both], orders, sigma)
+    for way, values in found.items():
+        jax.tree.map(close, values, expected[way])
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("case", CASES)
 def test_derivatives_are_those_of_the_dense_matrix(case):
     f, reference, x, orders = CASES[case]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import WIDE, quick_jit
 
-from jaxsoftjac.operators import SoftmaxJacobian
+from jaxsoftjac.operators import EntmaxJacobian, SoftmaxJacobian
 
 pytestmark = pytest.mark.once
 
@@ -65,6 +65,21 @@ def test_one_class_or_no_class_in_the_shape(K):
         np.testing.assert_array_equal(value, np.zeros(2))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_a_vector_has_at_an_excluded_class_counts_for_nothing(value):
+    def products(J, v):
+        linear = J.mv(v), J.factor_mv(v), J.factor_t_mv(v), J.sqrt_mv(v), J.pinv_mv(v)
+        return *linear, J.solve(v, 0.5), J.quadratic(v)
+
+    v = jnp.asarray([1, 2, value], jnp.float32)
+    for J in (
+        SoftmaxJacobian.from_logits(jnp.asarray([0, 1, -jnp.inf], jnp.float32)),
+        EntmaxJacobian.from_logits(jnp.asarray([0, 0.5, -9], jnp.float32), 1.5),
+    ):
+        found, expected = (products(J, a) for a in (v, v.at[2].set(7)))
+        chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
 def test_rank_is_that_of_the_dense_matrix():
     x = np.array([[0, 0, 0, 0], [0, -5, -30, -31], [9, 9, -40, -41], [0, -50, -60, -70]])
     J = SoftmaxJacobian.from_logits(jnp.asarray(x, jnp.float32))
@@ -94,5 +109,9 @@ def test_bad_input():
         J.solve(v, jnp.ones(3))
     with pytest.raises(TypeError, match="`damping` must be real"):
         J.solve(v, True)
+    with pytest.raises(TypeError, match="`shape` must be an int, got float"):
+        J.sample(jax.random.key(0), 0.5)
+    with pytest.raises(TypeError, match="`rtol` must be an array of numbers, got str"):
+        J.rank(rtol="tight")
     with pytest.raises(TypeError, match="`where` must be boolean"):
         SoftmaxJacobian.from_logits(v, where=v)
