@@ -100,11 +100,11 @@ def check_function(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be a function, got {type(value).__name__}")
 
 
-def check_axis_name(value: AxisName | None) -> None:
+def check_axis_name(value: AxisName | None, option: str = "axis_name") -> None:
     """Raises unless it is the name of a mapped axis, or of several."""
     names = value if isinstance(value, tuple) else (value,)
     if value is not None and not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`axis_name` must name one mapped axis or several, got {value!r}")
+        raise TypeError(f"`{option}` must name one mapped axis or several, got {value!r}")
 
 
 def as_axis(axis: int | Sequence[int]) -> int | tuple[int, ...]:

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsoftjac._checks import AxisName
+
 
 def recomputed(
     function: Callable[..., Any] | None = None, *, static_argnums: tuple[int, ...] = ()
@@ -45,7 +47,7 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return partial(jax.jit, static_argnames=static, inline=True)
 
 
-def varying(tree: Any, axis_name: str | None) -> Any:
+def varying(tree: Any, axis_name: AxisName | None) -> Any:
     """The arrays, which JAX then takes to differ between the slices of a mapped axis.
 
     Their cotangents are added over the slices once, outside a loop over blocks and not inside it.

@@ -26,6 +26,13 @@ def whole(x: jax.Array, axis: int) -> jax.Array:
     return _with_part(x, mesh_axes(x, axis), None, jax.typeof(x).sharding.mesh)
 
 
+def split_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x`, of which each axis is split as that of `like`."""
+    if _parts(x) == _parts(like):
+        return x
+    return jax.sharding.reshard(x, jax.typeof(like).sharding)
+
+
 def over_mesh_slices(
     function: Callable[..., Result],
     names: tuple[str, ...],

@@ -37,7 +37,7 @@ def jacobian(
         fun: function of arrays or pytrees, of one example.
         argnums: the argument or arguments to differentiate by.
         mode: "forward" pushes one tangent per input, "reverse" pulls one cotangent per output;
-            "auto" takes the one with fewer, forward where they are equal.
+            "auto" takes the one with fewer, forward where they are equal or an output is not real.
         batch_ndim: number of leading axes of every positional argument that run over examples.
             Keyword arguments are shared by all examples.
 
@@ -254,8 +254,9 @@ def _jacobian(fun: Callable[..., Any], argnums: Argnums) -> Callable[..., Any]:
     def derivative(*primals: Any) -> Any:
         chosen = [argnums] if isinstance(argnums, int) else argnums
         inputs = size([primals[i] for i in chosen])
-        outputs = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(fun, *primals)))
-        transform = jax.jacfwd if inputs <= outputs else jax.jacrev
-        return transform(fun, argnums)(*primals)
+        outputs = jax.tree.leaves(jax.eval_shape(fun, *primals))
+        is_real = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in outputs)
+        is_short = sum(leaf.size for leaf in outputs) < inputs
+        return (jax.jacrev if is_real and is_short else jax.jacfwd)(fun, argnums)(*primals)
 
     return derivative

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxsoftjac as jsj
 
-N, K, D = 4, 16, 3
+N, K, D = 4, 16, 4
 LABELS = np.array([0, 15, 7, 3])
 RANDOM = np.random.default_rng(5)
 ROWS = {"rows": (N, K)}
@@ -84,6 +84,7 @@ LAYOUTS = {
         "batch": [BATCH, (None, None), (None,)],
         "classes": [(None, None), CLASSES, ("k",)],
         "both": [BATCH, CLASSES, ("k",)],
+        "features": [BOTH, ("k", None), (None,)],
     },
     "query": {
         "batch": [("n", None, None, None)] * 3,
@@ -150,7 +151,9 @@ def of_batch(shapes):
     """What may be sent anywhere: nothing of the size of a head, of the logits or of the keys."""
     if "rows" in shapes:
         return 4 * N  # several numbers per row at once
-    return (D + 2) * N if "hidden" in shapes else math.prod(shapes["query"])
+    if "hidden" in shapes:
+        return 3 * D * N  # with tangents and cotangents at once
+    return math.prod(shapes["query"])
 
 
 def of_gradient(shapes, layout):

@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol, overload
 import jax
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import AxisName
 from jaxsoftjac.curvature._linearization import (
     Linearization,
     Model,
@@ -12,7 +13,8 @@ from jaxsoftjac.curvature._linearization import (
     check_model,
     linearize,
 )
-from jaxsoftjac.curvature._objective import Head, Loss, Product, fisher_objective, objective_of
+from jaxsoftjac.curvature._objective import Head, Loss, fisher_objective, objective_of
+from jaxsoftjac.curvature._protocol import Product
 
 
 class CurvatureProduct(Protocol):
@@ -39,6 +41,7 @@ def gauss_newton_product(
     damping: ArrayLike = 0.0,
     linearized: Literal[False] = False,
     head: Head | None = None,
+    batch_axis_name: AxisName | None = None,
     **options: Any,
 ) -> CurvatureProduct: ...
 
@@ -51,6 +54,7 @@ def gauss_newton_product(
     damping: ArrayLike = 0.0,
     linearized: Literal[True],
     head: Head | None = None,
+    batch_axis_name: AxisName | None = None,
     **options: Any,
 ) -> LinearizedProduct: ...
 
@@ -62,6 +66,7 @@ def gauss_newton_product(
     damping: ArrayLike = 0.0,
     linearized: bool = False,
     head: Head | None = None,
+    batch_axis_name: AxisName | None = None,
     **options: Any,
 ) -> CurvatureProduct | LinearizedProduct:
     """Product with the Gauss–Newton matrix of the mean loss: v ↦ JᵀHJv + damping·v.
@@ -82,6 +87,10 @@ def gauss_newton_product(
             of its kernel [D, V] in `params`, the keys of kernel and bias [V], or a function of the
             parameters to kernel or (kernel, bias), such as `lambda p: p["embedding"].T`. The loss
             is then `linear_cross_entropy`, with its mean.
+        batch_axis_name: mapped axis (`shard_map`, `vmap`, `pmap`) over which examples are split,
+            where all devices have the same parameters and tangents: the mean is then over the
+            examples of all, and what is returned is the same on all. Without it the mean would be
+            over one device's examples. Under `jit` with arrays that are split it is not needed.
         **options: of the loss, such as `ignore_index`: the mean is over the examples that are kept,
             with or without `head`, and weighted if `weights` are given.
 
@@ -102,24 +111,33 @@ def gauss_newton_product(
         >>> print(product(jnp.zeros((1, 2)), *batch, jnp.array([[1.0, 0.0]])))
         [[ 0.25 -0.25]]
     """
-    check_model(model, damping)
-    top = objective_of(loss, head, options)
+    check_model(model, damping, batch_axis_name)
+    top = objective_of(loss, head, options, batch_axis_name)
+
+    def at(params: Any, inputs: Any) -> Linearization:
+        return linearize(lambda p: top.outputs(model, p, inputs), params, batch_axis_name)
 
     def quadratic(params: Any, inputs: Any, labels: Any) -> tuple[jax.Array, Any, Product]:
-        line = linearize(lambda p: top.outputs(model, p, inputs), params)
+        line = at(params, inputs)
         value, cotangent = jax.value_and_grad(lambda z: top.loss(z, labels))(line.outputs)
         gradient = line.params.derivatives(line.pull(cotangent))
-        return value, gradient, _product(line, top.hessian(line.outputs, labels), damping)
+        matrix = _product(line, top.hessian(line.outputs, labels), damping)
+        return top.total(value), gradient, matrix
 
     def product(params: Any, inputs: Any, labels: Any, tangents: Any) -> Any:
-        line = linearize(lambda p: top.outputs(model, p, inputs), params)
+        line = at(params, inputs)
         return _product(line, top.hessian(line.outputs, labels), damping)(tangents)
 
     return quadratic if linearized else product
 
 
 def fisher_product(
-    model: Model, *, damping: ArrayLike = 0.0, head: Head | None = None, **options: Any
+    model: Model,
+    *,
+    damping: ArrayLike = 0.0,
+    head: Head | None = None,
+    batch_axis_name: AxisName | None = None,
+    **options: Any,
 ) -> CurvatureProduct:
     """Product with the Fisher matrix, E over the model's own labels of ∇log p ∇log pᵀ.
 
@@ -132,6 +150,7 @@ def fisher_product(
         model: function (params, inputs) → logits [..., K], or hidden states beneath a `head`.
         damping: number ≥ 0.
         head: as for `gauss_newton_product`.
+        batch_axis_name: likewise.
         **options: `ignore_index` and `weights`; with `head`, `block_size` and `logit_softcap`.
 
     Returns:
@@ -144,11 +163,11 @@ def fisher_product(
         >>> print(product(jnp.zeros((1, 2)), jnp.ones((1, 1)), None, jnp.array([[1.0, 0.0]])))
         [[ 0.25 -0.25]]
     """
-    check_model(model, damping)
-    top = fisher_objective(head, options)
+    check_model(model, damping, batch_axis_name)
+    top = fisher_objective(head, options, batch_axis_name)
 
     def product(params: Any, inputs: Any, labels: Any, tangents: Any) -> Any:
-        line = linearize(lambda p: top.outputs(model, p, inputs), params)
+        line = linearize(lambda p: top.outputs(model, p, inputs), params, batch_axis_name)
         return _product(line, top.fisher(line.outputs, labels), damping)(tangents)
 
     return product

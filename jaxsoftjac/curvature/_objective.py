@@ -6,61 +6,44 @@ All means are over the examples that are kept: those whose label is not `ignore_
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxsoftjac._checks import as_array, as_real, wide
+from jaxsoftjac._checks import AxisName, as_array, wide
 from jaxsoftjac.curvature._linearization import Model
-from jaxsoftjac.curvature._vocabulary_factor import VocabularyFactor
+from jaxsoftjac.curvature._protocol import Objective, OverDevices, Product
+from jaxsoftjac.curvature._shares import are_integers, shares_of, target_weight
+from jaxsoftjac.curvature._vocabulary_factor import VocabularyFactor, over_examples
 from jaxsoftjac.functions import softmax
 from jaxsoftjac.losses import (
     cross_entropy,
     linear_cross_entropy,
     linear_cross_entropy_gauss_newton,
 )
-from jaxsoftjac.losses._arguments import is_ignored, weighted, wide_labels
+from jaxsoftjac.losses._arguments import weighted, wide_labels
 from jaxsoftjac.operators import SoftmaxJacobian
 
 Loss = Literal["cross_entropy"] | Callable[..., jax.Array]
 Head = str | tuple[str, str] | Callable[[Any], Any]
-Product = Callable[[Any], Any]
 Operands = tuple[jax.Array, ...]  # hidden [..., D], kernel [D, V], and perhaps a bias [V]
 _BLOCK_ELEMENTS = 2**17  # logits of one block of classes, in all examples: 0.5 MB in float32
 _OF_MODEL = ("ignore_index", "weights", "block_size", "logit_softcap")
 
 
-class Objective(Protocol):
-    """What stands on the model: its outputs as a function of the parameters, and their loss."""
-
-    def outputs(self, model: Model, params: Any, inputs: Any) -> Any:
-        """The outputs z on which the loss stands."""
-        ...
-
-    def loss(self, z: Any, labels: Any) -> jax.Array:
-        """The mean loss."""
-        ...
-
-    def hessian(self, z: Any, labels: Any) -> Product:
-        """The product with H, the Hessian of the mean loss by the logits: v ↦ Hv."""
-        ...
-
-    def fisher(self, z: Any, labels: Any) -> Product:
-        """The same for cross-entropy; of the labels it reads only which are kept."""
-        ...
-
-    def sampled_fisher(self, z: Any, labels: Any, key: jax.Array, samples: int) -> Product:
-        """A Monte Carlo estimate of `fisher`: the mean over signs ε of (Fε)(Fε)ᵀ, FFᵀ = H."""
-        ...
-
-    def sampled_cotangent(self, z: Any, labels: Any, key: jax.Array) -> Any:
-        """One sample Fε, a cotangent of the outputs."""
-        ...
-
-
-def objective_of(loss: Loss, head: Head | None, options: Mapping[str, Any]) -> Objective:
+def objective_of(
+    loss: Loss,
+    head: Head | None,
+    options: Mapping[str, Any],
+    batch_axis_name: AxisName | None = None,
+) -> Objective:
     """The checked `loss` on logits, or on hidden states and a `head`."""
+    top = _objective_of(loss, head, options)
+    return top if batch_axis_name is None else OverDevices(top, batch_axis_name)
+
+
+def _objective_of(loss: Loss, head: Head | None, options: Mapping[str, Any]) -> Objective:
     if loss != "cross_entropy" and not callable(loss):
         raise ValueError(f'`loss` must be "cross_entropy" or a function, got {loss!r}')
     if loss == "cross_entropy" and "reduction" in options:
@@ -76,16 +59,25 @@ def objective_of(loss: Loss, head: Head | None, options: Mapping[str, Any]) -> O
     return _OnHidden(head, options)
 
 
-def fisher_objective(head: Head | None, options: Mapping[str, Any]) -> Objective:
+def fisher_objective(
+    head: Head | None, options: Mapping[str, Any], batch_axis_name: AxisName | None = None
+) -> Objective:
     """The objective of which only the Fisher matrix is wanted."""
     for name in options:
         if name not in _OF_MODEL[: 2 if head is None else None]:
             raise TypeError(f"`{name}` is no option of a Fisher matrix")
-    return objective_of("cross_entropy", head, options)
+    return objective_of("cross_entropy", head, options, batch_axis_name)
+
+
+class _OnDevice:
+    """An objective of which one device has all examples."""
+
+    def total(self, loss: jax.Array) -> jax.Array:
+        return loss
 
 
 @dataclass(frozen=True)
-class _OnLogits:
+class _OnLogits(_OnDevice):
     kind: Loss
     options: Mapping[str, Any]
 
@@ -93,13 +85,17 @@ class _OnLogits:
         return rows_of(model, params, inputs, "logits [..., K]")
 
     def loss(self, z: jax.Array, labels: Any) -> jax.Array:
-        shape = jax.eval_shape(self._losses, z, labels).shape
+        if not callable(self.kind):
+            return cross_entropy(wide(z), labels, **self.options, reduction="mean")
+        options = {k: v for k, v in self.options.items() if k != "weights"}
+        losses_of = partial(self.kind, **options)
+        shape = jax.eval_shape(losses_of, z, labels).shape
         if shape != z.shape[:-1]:
             raise ValueError(
                 f"`loss` must give one value per example, shape {z.shape[:-1]}, got {shape}"
             )
         kept, shares = shares_of(z, labels, self.options)
-        losses = self._losses(jnp.where(kept[..., None], z, 0), labels)
+        losses = losses_of(jnp.where(kept[..., None], z, 0), labels)
         return jnp.sum(weighted(shares.astype(losses.dtype), losses))
 
     def hessian(self, z: jax.Array, labels: Any) -> Product:
@@ -108,7 +104,7 @@ class _OnLogits:
         if self.kind != "cross_entropy" or set(self.options) - {"ignore_index", "weights"}:
             return jax.linearize(jax.grad(partial(self.loss, labels=labels)), z)[1]
         kept, shares = shares_of(z, labels, self.options)
-        if _are_integers(labels):
+        if are_integers(labels):
             labels = wide_labels(labels)
             outside = kept & ((labels < 0) | (labels >= z.shape[-1]))
             shares = jnp.where(outside, jnp.nan, shares)
@@ -143,13 +139,12 @@ class _OnLogits:
         signs = jax.random.rademacher(key, z.shape, J.sigma.dtype)
         return (jnp.sqrt(shares)[..., None] * J.factor_mv(signs)).astype(z.dtype)
 
-    def _losses(self, z: jax.Array, labels: Any) -> jax.Array:
-        options = {k: v for k, v in self.options.items() if k != "weights"}
-        return (self.kind if callable(self.kind) else cross_entropy)(z, labels, **options)
-
     def _jacobian(self, z: jax.Array, labels: Any) -> tuple[SoftmaxJacobian, jax.Array]:
+        """J of each example, and its factor in the matrix."""
         kept, shares = shares_of(z, labels, self.options)
-        return SoftmaxJacobian.from_logits(wide(jnp.where(kept[..., None], z, 0))), shares
+        where = self.options.get("where")
+        J = SoftmaxJacobian.from_logits(wide(jnp.where(kept[..., None], z, 0)), where=where)
+        return J, shares * target_weight(labels, J.log_sigma != -jnp.inf, self.options, shares)
 
 
 def _named(params: Any, key: str) -> Any:
@@ -163,7 +158,7 @@ def _named(params: Any, key: str) -> Any:
 
 
 @dataclass(frozen=True)
-class _OnHidden:
+class _OnHidden(_OnDevice):
     head: Head
     options: Mapping[str, Any]
 
@@ -190,16 +185,15 @@ class _OnHidden:
         return self._hessian(z, jnp.where(kept, 0, -1), options)
 
     def sampled_fisher(self, z: Operands, labels: Any, key: jax.Array, samples: int) -> Product:
-        factor, keys = self._factor(z, labels), jax.random.split(key, samples)
-
-        def product(v: Operands) -> Operands:
+        def mean(factor: VocabularyFactor, key: jax.Array, v: Operands) -> Operands:
+            keys = jax.random.split(key, samples)
             total = jax.lax.map(lambda key: factor.outer_product(key, v), keys)
             return jax.tree.map(lambda a: jnp.sum(a, axis=0) / samples, total)
 
-        return product
+        return lambda v: self._of_factor(mean, z, labels, key, v)
 
     def sampled_cotangent(self, z: Operands, labels: Any, key: jax.Array) -> Operands:
-        return self._factor(z, labels).cotangent(key)
+        return self._of_factor(VocabularyFactor.cotangent, z, labels, key)
 
     def _hessian(self, z: Operands, labels: Any, options: Mapping[str, Any]) -> Product:
         options = {**options, "block_size": self._block_size(z)}
@@ -208,15 +202,32 @@ class _OnHidden:
             z[0], z[1], labels, v, **bias, **options, reduction="mean"
         )
 
-    def _factor(self, z: Operands, labels: Any) -> VocabularyFactor:
+    def _of_factor(
+        self,
+        function: Callable[..., Operands],
+        z: Operands,
+        labels: Any,
+        key: jax.Array,
+        *tangents: Operands,
+    ) -> Operands:
+        """`function` of the factor at these operands, the key, and perhaps tangents of them."""
         kept, shares = shares_of(z[0], labels, self.options)
         hidden = jnp.where(kept[..., None], z[0], 0)
-        return VocabularyFactor(
-            (hidden, *z[1:]),
-            shares,
-            block_size=self._block_size(z),
-            logit_softcap=self.options.get("logit_softcap"),
-        )
+        is_class = z[2] != -jnp.inf if len(z) == 3 else jnp.ones(z[1].shape[1], bool)
+        shares = shares * target_weight(labels, is_class, self.options, shares)
+
+        def of_rows(
+            z: Operands, shares: jax.Array, key: jax.Array, *tangents: Operands
+        ) -> Operands:
+            factor = VocabularyFactor(
+                z,
+                shares,
+                block_size=self._block_size(z),
+                logit_softcap=self.options.get("logit_softcap"),
+            )
+            return function(factor, key, *tangents)
+
+        return over_examples(of_rows, (hidden, *z[1:]), shares, key, *tangents)
 
     def _block_size(self, z: Operands) -> int:
         """Classes per block: a product holds several blocks at once, where a loss holds one."""
@@ -240,32 +251,3 @@ def _mean_softmax_hessian(z: jax.Array, kept: jax.Array, shares: jax.Array) -> P
     """The Hessian of mean cross-entropy in the logits, v ↦ Σ share·Jv."""
     scale = shares.astype(z.dtype)[..., None]
     return jax.linearize(lambda z: scale * softmax(jnp.where(kept[..., None], z, 0)), z)[1]
-
-
-def _are_integers(labels: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(labels), jnp.integer)
-
-
-def shares_of(z: jax.Array, labels: Any, options: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Which examples are kept, and the share of each in the mean, 0 if it is not."""
-    shape, dtype = z.shape[:-1], wide(z).dtype
-    kept, ignore_index = jnp.ones(shape, bool), options.get("ignore_index")
-    if ignore_index is not None:
-        if labels is None:
-            raise ValueError("`labels` must be given where `ignore_index` is")
-        labels = jnp.asarray(labels)
-        ignored = is_ignored(labels, ignore_index) if _are_integers(labels) else None
-        kept = kept if ignored is None else jnp.broadcast_to(~ignored, shape)
-    shares = kept.astype(dtype)
-    if options.get("weights") is not None:
-        weights = as_real("weights", options["weights"]).astype(dtype)
-        if weights.shape not in (shape, ()):
-            raise ValueError(f"`weights` must have shape {shape} or (), got {weights.shape}")
-        shares = jnp.where(kept, weights, 0)
-    counts = shares
-    if options.get("class_weights") is not None and _are_integers(labels):  # as in the loss
-        of_class = jnp.asarray(options["class_weights"], dtype)
-        at = jnp.clip(wide_labels(jnp.asarray(labels)), 0, of_class.shape[0] - 1)
-        counts = counts * of_class[at]
-    total = jnp.sum(counts)
-    return kept, shares * jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_count, checked_key, wide
+from jaxsoftjac._checks import AxisName, as_count, checked_key, wide
+from jaxsoftjac._rules import varying
 from jaxsoftjac._trees import Floating
 from jaxsoftjac.curvature._linearization import (
     Linearization,
@@ -25,7 +26,9 @@ from jaxsoftjac.curvature._linearization import (
     check_model,
     linearize,
 )
-from jaxsoftjac.curvature._objective import Head, Objective, fisher_objective, shares_of
+from jaxsoftjac.curvature._objective import Head, fisher_objective
+from jaxsoftjac.curvature._protocol import Objective
+from jaxsoftjac.curvature._shares import share_of_device, shares_of
 from jaxsoftjac.operators import SoftmaxJacobian
 
 
@@ -61,6 +64,7 @@ def sampled_fisher_product(
     samples: int = 1,
     damping: ArrayLike = 0.0,
     head: Head | None = None,
+    batch_axis_name: AxisName | None = None,
     **options: Any,
 ) -> SampledProduct:
     """Product with a Monte Carlo Fisher matrix of rank ≤ samples·N, unbiased.
@@ -77,6 +81,7 @@ def sampled_fisher_product(
         samples: vectors ε per example.
         damping: number ≥ 0.
         head: as for `gauss_newton_product`.
+        batch_axis_name: likewise; give all devices the same key.
         **options: as for `fisher_product`.
 
     Returns:
@@ -93,11 +98,11 @@ def sampled_fisher_product(
         (1, 2)
     """
     samples = as_count("samples", samples, 1)
-    check_model(model, damping)
-    top = fisher_objective(head, options)
+    check_model(model, damping, batch_axis_name)
+    top = fisher_objective(head, options, batch_axis_name)
 
     def product(params: Any, inputs: Any, key: jax.Array, tangents: Any, labels: Any = None) -> Any:
-        line = linearize(lambda p: top.outputs(model, p, inputs), params)
+        line = linearize(lambda p: top.outputs(model, p, inputs), params, batch_axis_name)
         v, key = line.params.tangents(tangents), checked_key("key", key)
         hessian = top.sampled_fisher(line.outputs, labels, key, samples)
         return line.params.derivatives(add_scaled(line.pull(hessian(line.push(v))), damping, v))
@@ -107,18 +112,33 @@ def sampled_fisher_product(
 
 @overload
 def gauss_newton_diagonal(
-    model: Model, *, samples: None = None, head: None = None, **options: Any
+    model: Model,
+    *,
+    samples: None = None,
+    head: None = None,
+    batch_axis_name: AxisName | None = None,
+    **options: Any,
 ) -> Diagonal: ...
 
 
 @overload
 def gauss_newton_diagonal(
-    model: Model, *, samples: int, head: Head | None = None, **options: Any
+    model: Model,
+    *,
+    samples: int,
+    head: Head | None = None,
+    batch_axis_name: AxisName | None = None,
+    **options: Any,
 ) -> SampledDiagonal: ...
 
 
 def gauss_newton_diagonal(
-    model: Model, *, samples: int | None = None, head: Head | None = None, **options: Any
+    model: Model,
+    *,
+    samples: int | None = None,
+    head: Head | None = None,
+    batch_axis_name: AxisName | None = None,
+    **options: Any,
 ) -> Diagonal | SampledDiagonal:
     """Diagonal of the Gauss–Newton matrix of mean cross-entropy, exact or sampled.
 
@@ -135,6 +155,8 @@ def gauss_newton_diagonal(
             are the leading axis of every array of `inputs`, and do not influence each other.
         samples: number of samples; None for the exact diagonal.
         head: as for `gauss_newton_product`; with `samples` only.
+        batch_axis_name: as for `sampled_fisher_product`; the exact diagonal of examples that are
+            split over an Explicit mesh axis needs it, in a `shard_map`.
         **options: as for `fisher_product`.
 
     Returns:
@@ -149,20 +171,20 @@ def gauss_newton_diagonal(
         >>> print(jnp.round(diagonal(jnp.zeros((1, 2)), jnp.ones((1, 1))), 3))
         [[0.25 0.25]]
     """
-    check_model(model)
-    top = fisher_objective(head, options)
+    check_model(model, batch_axis_name=batch_axis_name)
+    top = fisher_objective(head, options, batch_axis_name)
     if samples is None:
         if head is not None:
             raise ValueError("`samples` must be given where `head` is: a backward pass a class")
 
         def exact(params: Any, inputs: Any, labels: Any = None) -> Any:
-            return _exact_diagonal(model, params, inputs, labels, options)
+            return _exact_diagonal(model, params, inputs, labels, options, batch_axis_name)
 
         return exact
     count = as_count("samples", samples, 1)
 
     def diagonal(params: Any, inputs: Any, key: jax.Array, labels: Any = None) -> Any:
-        line = linearize(lambda p: top.outputs(model, p, inputs), params)
+        line = linearize(lambda p: top.outputs(model, p, inputs), params, batch_axis_name)
         squares = sampled_diagonal(top, line, labels, checked_key("key", key), count)
         return line.params.derivatives(squares)
 
@@ -184,18 +206,26 @@ def sampled_diagonal(
 
 
 def _exact_diagonal(
-    model: Model, params: Any, inputs: Any, labels: Any, options: Mapping[str, Any]
+    model: Model,
+    params: Any,
+    inputs: Any,
+    labels: Any,
+    options: Mapping[str, Any],
+    batch_axis_name: AxisName | None,
 ) -> Any:
     tree = Floating(params)
+    arrays = varying([jnp.asarray(a) for a in tree.arrays], batch_axis_name)
 
     def logits_of(arrays: list[Any], x: Any) -> jax.Array:
         return model(tree.with_arrays(arrays), jax.tree.map(lambda a: a[None], x))[0]
 
     def at_example(x: Any) -> tuple[jax.Array, Callable[..., Any]]:
-        return jax.vjp(lambda arrays: logits_of(arrays, x), tree.arrays)
+        return jax.vjp(lambda arrays: logits_of(arrays, x), arrays)
 
     logits, pullbacks = jax.vmap(at_example)(inputs)
     kept, shares = shares_of(logits, labels, options)
+    if batch_axis_name is not None:
+        shares = shares * share_of_device(logits, labels, options, batch_axis_name)
     J = SoftmaxJacobian.from_logits(wide(jnp.where(kept[..., None], logits, 0)))
 
     def add_squares(total: list[jax.Array], j: jax.Array) -> tuple[list[jax.Array], None]:
@@ -208,6 +238,8 @@ def _exact_diagonal(
         squares = jax.vmap(of_example)(pullbacks, J, shares)
         return [t + jnp.sum(s, axis=0) for t, s in zip(total, squares, strict=True)], None
 
-    zeros = [jnp.zeros_like(wide(jnp.asarray(a))) for a in tree.arrays]
+    zeros = [jnp.zeros_like(wide(a)) for a in arrays]
     total, _ = lax.scan(add_squares, zeros, jnp.arange(logits[0].size))
-    return tree.derivatives([t.astype(a.dtype) for t, a in zip(total, tree.arrays, strict=True)])
+    if batch_axis_name is not None:
+        total = lax.psum(total, batch_axis_name)
+    return tree.derivatives([t.astype(a.dtype) for t, a in zip(total, arrays, strict=True)])

@@ -4,15 +4,21 @@ With p the top class of a row, Fε is √σ⊙ε − σ⟨√σ, ε⟩ at the ot
 it is √σₚ(1 − σₚ)εₚ − σₚΣ√σⱼεⱼ, 1 − σₚ and the sum taken over j ≠ p.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxsoftjac._checks import working_dtype
 from jaxsoftjac._rows import soft_capped
+from jaxsoftjac._rules import varying
+from jaxsoftjac._sharding import mesh_axes, over_mesh_slices, split_like, whole
+
+_Arrays = tuple[jax.Array, ...]
 
 
 class _Summary(NamedTuple):
@@ -23,6 +29,56 @@ class _Summary(NamedTuple):
     sign: jax.Array  # ε there
     rest: jax.Array  # Σ exp(z − top)
     signed: jax.Array  # Σ exp((z − top)/2)·ε
+
+
+def over_examples(
+    function: Callable[..., _Arrays],
+    operands: _Arrays,
+    shares: jax.Array,
+    key: jax.Array,
+    *tangents: _Arrays,
+) -> _Arrays:
+    """`function` of all its arguments but itself, each device computing that of its own rows.
+
+    What else an Explicit mesh axis splits is gathered: hidden states and kernel are read by blocks.
+    """
+    arguments = operands, shares, key, *tangents
+    names = mesh_axes(operands[0], 0) if operands[0].ndim > 1 else ()
+    gathered = jax.tree.map(lambda a: _whole(a, names), arguments)
+    if names:
+        rows = (0, *(None for _ in operands[1:]))
+        results = over_mesh_slices(
+            partial(_own_part, function, names),
+            names,
+            gathered,
+            (rows, 0, None, *(rows for _ in tangents)),
+            (P(names), *(P() for _ in operands[1:])),
+        )
+    else:
+        results = function(*gathered)
+    return tuple(split_like(a, like) for a, like in zip(results, operands, strict=True))
+
+
+def _own_part(
+    function: Callable[..., _Arrays],
+    names: tuple[str, ...],
+    operands: _Arrays,
+    shares: jax.Array,
+    key: jax.Array,
+    *tangents: _Arrays,
+) -> _Arrays:
+    key = jax.random.fold_in(key, lax.axis_index(names))
+    operands, tangents = varying((operands, tangents), names)
+    hidden, *head = function(operands, shares, key, *tangents)
+    return (hidden, *lax.psum(head, names))
+
+
+def _whole(a: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """`a`, split over no Explicit mesh axes but `names`."""
+    for axis in range(a.ndim):
+        if mesh_axes(a, axis) != names:
+            a = whole(a, axis)
+    return a
 
 
 class VocabularyFactor:
@@ -114,8 +170,8 @@ class VocabularyFactor:
             pivot = at[:, 0].astype(jnp.int32) + self._start(i)
             return _merged(total, _Summary(top[:, 0], pivot, sign[:, 0], rest, signed)), None
 
-        zero = jnp.zeros(self._shares.shape, self._dtype)
-        start = _Summary(zero - jnp.inf, jnp.zeros(zero.shape, jnp.int32) - 1, zero, zero, zero)
+        zero = jnp.zeros_like(jnp.sum(self._operands[0], axis=-1), self._dtype)
+        start = _Summary(zero - jnp.inf, jnp.zeros_like(zero, jnp.int32) - 1, zero, zero, zero)
         summary, _ = lax.scan(add, start, jnp.arange(self._count, dtype=jnp.int32))
         return summary._replace(top=jnp.where(summary.top == -jnp.inf, 0, summary.top))
 

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_index, as_real, check_axis_name
 from jaxsoftjac._rules import compiled
+from jaxsoftjac._sharding import split_like
 from jaxsoftjac.losses._arguments import LossOptions, Reduction, check_reduction, checked_options
 from jaxsoftjac.losses._blocks import (
     Head,
@@ -106,8 +107,9 @@ def linear_cross_entropy_gauss_newton(
     check_reduction(reduction)
     check_axis_name(axis_name)
     known, traced = checked_options(label_smoothing, z_loss).split()
+    hidden = as_real("hidden", hidden)
     operands = as_arrays(hidden, kernel, bias, logit_softcap)
-    return _gauss_newton(
+    by_hidden, *by_head = _gauss_newton(
         operands,
         checked_tangents(tangents, operands),
         as_labels(labels),
@@ -120,6 +122,7 @@ def linear_cross_entropy_gauss_newton(
         block_size=None if block_size is None else as_index("block_size", block_size),
         axis_name=axis_name,
     )
+    return split_like(by_hidden, hidden), *by_head
 
 
 @compiled(*STATIC)

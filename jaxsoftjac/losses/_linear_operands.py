@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_array, as_real, checked_number, same_shape, wide
-from jaxsoftjac._sharding import mesh_axes, over_mesh_slices
+from jaxsoftjac._sharding import mesh_axes, over_mesh_slices, whole
 from jaxsoftjac.losses._arguments import LossOptions
 from jaxsoftjac.losses._blocks import Head, Operands, Shared, logits_dtype
 from jaxsoftjac.losses._linear_target import LinearTarget
@@ -25,7 +25,7 @@ def as_arrays(
     of: str = "",
 ) -> Operands:
     """The operands as arrays; their names in errors begin with `of`."""
-    hidden, kernel = as_real(f"{of}hidden", hidden), as_real(f"{of}kernel", kernel)
+    hidden, kernel = _whole_rows(as_real(f"{of}hidden", hidden)), as_real(f"{of}kernel", kernel)
     if kernel.ndim != 2:
         raise ValueError(f"`{of}kernel` must have shape (D, V ≥ 1), got {kernel.shape}")
     bias = None if bias is None else as_real(f"{of}bias", bias)
@@ -34,6 +34,11 @@ def as_arrays(
         is_none = isinstance(softcap, float) and softcap == float("inf")
         softcap = None if is_none else jnp.asarray(softcap, wide(hidden).dtype)
     return Operands(Shared(hidden, softcap), Head(kernel, bias))
+
+
+def _whole_rows(hidden: jax.Array) -> jax.Array:
+    """Hidden states, whose features no Explicit mesh axis splits."""
+    return whole(hidden, -1) if hidden.ndim else hidden
 
 
 def as_labels(labels: ArrayLike | LinearTarget) -> jax.Array | Operands:
@@ -112,7 +117,8 @@ def checked_tangents(tangents: Sequence[ArrayLike], operands: Operands) -> Opera
         t = as_real(f"tangents ({name})", tangent).astype(a.dtype)
         same_shape(f"tangents ({name})", t, name, a)
         checked[name] = t
-    return Operands(Shared(checked["hidden"]), Head(checked["kernel"], checked.get("bias")))
+    head = Head(checked["kernel"], checked.get("bias"))
+    return Operands(Shared(_whole_rows(checked["hidden"])), head)
 
 
 def over_vocabulary(

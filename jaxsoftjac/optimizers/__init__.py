@@ -10,7 +10,8 @@ They take the batch as extra arguments: `update(gradients, state, params, inputs
 >>> print(optimizer.update(gradient, optimizer.init(kernel), kernel, **batch)[0])
 [[ 0.5 -0.5]]
 
-`optax.inject_hyperparams` takes every function for a schedule, unless it is told that it is static:
+`optax.inject_hyperparams` takes every function for a schedule, unless it is told that it is static;
+`natural_gradient` and `diagonal_gauss_newton` have no `loss`:
 
 >>> static = "model", "loss", "head", "samples", "ignore_index"
 >>> tuned = optax.inject_hyperparams(gauss_newton_cg, static)(model, damping=0.5)

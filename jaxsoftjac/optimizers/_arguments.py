@@ -35,7 +35,10 @@ def check_given(**arguments: Any) -> None:
 
 
 def loss_options(ignore_index: int | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options of the loss."""
+    """The options of the loss, of parameters that each device has whole."""
+    if "axis_name" in (options or {}):
+        advice = "call the update under `jit`, with arrays that are split"
+        raise ValueError(f"`options` must not have `axis_name`: {advice}")
     ignored = (
         {} if ignore_index is None else {"ignore_index": as_index("ignore_index", ignore_index)}
     )
@@ -52,7 +55,7 @@ def floating(params: Any) -> tuple[Floating, jnp.dtype]:
 
 def zeros_of(tree: Floating) -> Any:
     """Zeros in the structure of the parameters, in their working dtype."""
-    return tree.updates([jnp.zeros(a.shape, wide(a).dtype) for a in map(jnp.asarray, tree.arrays)])
+    return tree.updates([jnp.zeros_like(wide(jnp.asarray(a))) for a in tree.arrays])
 
 
 def whole(params: Any, all_params: Any) -> Any:

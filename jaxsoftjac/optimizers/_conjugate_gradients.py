@@ -97,7 +97,9 @@ def conjugate_gradients(
 
 def inner(a: Arrays, b: Arrays) -> jax.Array:
     """The inner product of two lists of arrays."""
-    return sum((jnp.vdot(x, y) for x, y in zip(a, b, strict=True)), start=jnp.zeros((), _dtype(a)))
+    # By sums: a vdot would reshape arrays, which Explicit mesh axes may split.
+    terms = (jnp.sum(x * y) for x, y in zip(a, b, strict=True))
+    return sum(terms, start=jnp.zeros((), _dtype(a)))
 
 
 def scaled_sum(a: Arrays, scale: jax.Array, b: Arrays) -> Arrays:

@@ -9,9 +9,10 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_count, checked_number, wide
+from jaxsoftjac._checks import AxisName, as_count, checked_number, wide
 from jaxsoftjac.curvature._linearization import Model, check_model, linearize
-from jaxsoftjac.curvature._objective import Head, Objective, fisher_objective
+from jaxsoftjac.curvature._objective import Head, fisher_objective
+from jaxsoftjac.curvature._protocol import Objective
 from jaxsoftjac.curvature._sampled import sampled_diagonal
 from jaxsoftjac.optimizers._arguments import (
     Schedule,
@@ -50,6 +51,7 @@ class _Options(NamedTuple):
     samples: int
     eps: ArrayLike
     seed: ArrayLike
+    batch_axis_name: AxisName | None
 
 
 def diagonal_gauss_newton(
@@ -58,6 +60,7 @@ def diagonal_gauss_newton(
     *,
     head: Head | None = None,
     ignore_index: int | None = None,
+    batch_axis_name: AxisName | None = None,
     b1: ArrayLike = 0.95,
     b2: ArrayLike = 0.95,
     scale: ArrayLike = 1.0,
@@ -80,6 +83,7 @@ def diagonal_gauss_newton(
         learning_rate: size of a clipped step in every coordinate, or a schedule.
         head: as for `gauss_newton_product`.
         ignore_index: label whose examples do not count.
+        batch_axis_name: as for `gauss_newton_cg`.
         b1: decay of m.
         b2: decay of d, per sampled diagonal.
         scale: factor of d; the smaller, the more coordinates are clipped.
@@ -108,10 +112,12 @@ def diagonal_gauss_newton(
     check_least(0, learning_rate=learning_rate, scale=scale, threshold=threshold, eps=eps)
     for name, decay in (("b1", b1), ("b2", b2)):
         checked_number(name, decay, "lie in [0, 1)", lambda b: 0 <= b < 1)
-    check_model(model)
+    check_model(model, batch_axis_name=batch_axis_name)
     samples = as_count("samples", samples, 1)
-    top = fisher_objective(head, loss_options(ignore_index, None))
-    chosen = _Options(learning_rate, b1, b2, scale, threshold, every, samples, eps, seed)
+    top = fisher_objective(head, loss_options(ignore_index, None), batch_axis_name)
+    chosen = _Options(
+        learning_rate, b1, b2, scale, threshold, every, samples, eps, seed, batch_axis_name
+    )
     update: Any = partial(_update, model, top, chosen)
     return optax.chain(optax.GradientTransformationExtraArgs(_init, update))
 
@@ -142,7 +148,11 @@ def _update(
     taken, last = state.count + 1, tree.of(state.diagonal)
 
     def renewed() -> list[jax.Array]:
-        line = linearize(lambda p: top.outputs(model, whole(p, all_params), inputs), params)
+
+        def outputs_of(params: Any) -> Any:
+            return top.outputs(model, whole(params, all_params), inputs)
+
+        line = linearize(outputs_of, params, chosen.batch_axis_name)
         key = key_of_step(chosen.seed, state.count)
         sampled = sampled_diagonal(top, line, labels, key, chosen.samples)
         return _moment([wide(a) for a in sampled], last, b2)

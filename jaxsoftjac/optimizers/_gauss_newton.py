@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxsoftjac._checks import as_count, wide
+from jaxsoftjac._checks import AxisName, as_count, wide
 from jaxsoftjac.curvature._linearization import Linearization, Model, check_model, linearize
-from jaxsoftjac.curvature._objective import Head, Loss, Objective, objective_of
+from jaxsoftjac.curvature._objective import Head, Loss, objective_of
+from jaxsoftjac.curvature._protocol import Objective
 from jaxsoftjac.curvature._sampled import sampled_diagonal
 from jaxsoftjac.optimizers._arguments import (
     Schedule,
@@ -43,6 +44,7 @@ def gauss_newton_cg(
     loss: Loss = "cross_entropy",
     head: Head | None = None,
     ignore_index: int | None = None,
+    batch_axis_name: AxisName | None = None,
     options: Mapping[str, Any] | None = None,
     samples: int | None = None,
     damping: Schedule = 1.0,
@@ -73,8 +75,12 @@ def gauss_newton_cg(
         loss: as for `gauss_newton_product`; convex in the logits.
         head: as for `gauss_newton_product`.
         ignore_index: label whose examples do not count.
-        options: other options of the loss.
-        samples: None, or vectors per example in a Monte Carlo Fisher matrix in place of G.
+        batch_axis_name: as for `gauss_newton_product`; the gradient is that of the mean over the
+            examples of all devices.
+        options: other options of the loss, but `axis_name`: to split parameters over devices, call
+            the update under `jit` with arrays that are split.
+        samples: None, or vectors per example in a Monte Carlo Fisher matrix in place of G: that of
+            the (weighted) target, without `z_loss`.
         damping: λ at first, or a schedule; what adapts is a factor of it.
         min_damping: least λ; small batches want more.
         max_damping: greatest λ.
@@ -118,12 +124,17 @@ def gauss_newton_cg(
     check_least(0, learning_rate=learning_rate, cg_tolerance=cg_tolerance, warm_start=warm_start)
     check_least(0, damping=damping, min_damping=min_damping, max_damping=max_damping)
     check_least(1, cg_iterations=cg_iterations)
+    if adapt_damping and all(isinstance(a, int | float) and a == 0 for a in (damping, min_damping)):
+        raise ValueError("`damping` or `min_damping` must be > 0 where `adapt_damping` is, got 0")
     bounds = [a for a in (min_damping, max_damping) if isinstance(a, int | float)]
     if bounds != sorted(bounds):
         raise ValueError(f"`max_damping` must be ≥ `min_damping`, {min_damping}, got {max_damping}")
-    check_model(model)
-    samples = None if samples is None else as_count("samples", samples, 1)
-    top = objective_of(loss, head, loss_options(ignore_index, options))
+    check_model(model, batch_axis_name=batch_axis_name)
+    if samples is not None:
+        samples = as_count("samples", samples, 1)
+        if callable(loss):
+            raise ValueError(f"`samples` must be None where `loss` is a function, got {samples}")
+    top = objective_of(loss, head, loss_options(ignore_index, options), batch_axis_name)
     chosen = Options(
         learning_rate,
         samples,
@@ -136,6 +147,7 @@ def gauss_newton_cg(
         warm_start,
         precondition,
         seed,
+        batch_axis_name,
     )
     update: Any = partial(_update, model, top, chosen)
     return optax.chain(optax.GradientTransformationExtraArgs(partial(init, chosen), update))
@@ -159,17 +171,21 @@ def _update(
     check_given(params=params, inputs=inputs, labels=labels)
     tree, dtype = floating(params)
     gradient = [wide(g) for g in tree.tangents(updates, "updates")]
-    line = linearize(lambda p: top.outputs(model, whole(p, all_params), inputs), params)
+
+    def outputs_of(params: Any) -> Any:
+        return top.outputs(model, whole(params, all_params), inputs)
+
+    line = linearize(outputs_of, params, chosen.batch_axis_name)
     solution = _solved(top, chosen, line, labels, gradient, state)
 
     def loss_of(params: Any) -> jax.Array:
-        params = whole(params, all_params)
         if value_fn is not None:
-            return called(value_fn, params, others | {"inputs": inputs, "labels": labels})
-        return top.loss(top.outputs(model, params, inputs), labels)
+            arguments = others | {"inputs": inputs, "labels": labels}
+            return called(value_fn, whole(params, all_params), arguments)
+        return top.total(top.loss(outputs_of(params), labels))
 
     if value_fn is None:
-        before = top.loss(line.outputs, labels)
+        before = top.total(top.loss(line.outputs, labels))
     else:
         before = loss_of(params) if value is None else value
     step, state = solution.step, state._replace(count=state.count + 1)

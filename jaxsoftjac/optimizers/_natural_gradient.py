@@ -6,6 +6,7 @@ from typing import Any
 import optax
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import AxisName
 from jaxsoftjac.curvature._linearization import Model
 from jaxsoftjac.curvature._objective import Head
 from jaxsoftjac.optimizers._arguments import Schedule
@@ -19,6 +20,7 @@ def natural_gradient(
     samples: int = 1,
     head: Head | None = None,
     ignore_index: int | None = None,
+    batch_axis_name: AxisName | None = None,
     options: Mapping[str, Any] | None = None,
     damping: Schedule = 1.0,
     min_damping: ArrayLike = 1e-6,
@@ -41,6 +43,7 @@ def natural_gradient(
         samples: vectors per example in F̂.
         head: as for `gauss_newton_product`.
         ignore_index: label whose examples do not count.
+        batch_axis_name: as for `gauss_newton_cg`.
         options: as for `gauss_newton_cg`, as are all that follow.
         damping: λ at first, or a schedule.
         min_damping: least λ.
@@ -71,6 +74,7 @@ def natural_gradient(
         samples=samples,
         head=head,
         ignore_index=ignore_index,
+        batch_axis_name=batch_axis_name,
         options=options,
         damping=damping,
         min_damping=min_damping,

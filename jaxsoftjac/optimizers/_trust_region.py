@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxsoftjac._checks import AxisName
 from jaxsoftjac.optimizers._arguments import Schedule, at_step, floating, zeros_of
 from jaxsoftjac.optimizers._conjugate_gradients import Arrays
 
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     warm_start: ArrayLike
     precondition: bool
     seed: ArrayLike
+    batch_axis_name: AxisName | None
 
 
 class Step(NamedTuple):

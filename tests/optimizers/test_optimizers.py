@@ -213,6 +213,18 @@ def test_a_new_state_may_be_donated(make):
         (lambda: gauss_newton_cg(model, cg_iterations=0), "`cg_iterations` must be ≥ 1, got 0"),
         (lambda: natural_gradient(model, samples=0), "`samples` must be ≥ 1, got 0"),
         (lambda: diagonal_gauss_newton(model, 0.1, every=0), "`every` must be ≥ 1, got 0"),
+        (
+            lambda: gauss_newton_cg(model, damping=0, min_damping=0.0),
+            "`damping` or `min_damping` must be > 0 where `adapt_damping` is, got 0",
+        ),
+        (
+            lambda: gauss_newton_cg(model, options={"axis_name": "k"}),
+            "`options` must not have `axis_name`: call the update under `jit`",
+        ),
+        (
+            lambda: gauss_newton_cg(model, loss=jsj.cross_entropy, samples=2),
+            "`samples` must be None where `loss` is a function, got 2",
+        ),
     ],
 )
 def test_bad_options(call, message):
