@@ -97,7 +97,8 @@ def conjugate_gradients(
 
 def inner(a: Arrays, b: Arrays) -> jax.Array:
     """The inner product of two lists of arrays."""
-    # By sums: a vdot would reshape arrays, which Explicit mesh axes may split.
+    # By sums: on CPUs a dot adds up one by one, where float32 loses 0.4 % of 4 million terms, and
+    # it would reshape arrays, which Explicit mesh axes may split.
     terms = (jnp.sum(x * y) for x, y in zip(a, b, strict=True))
     return sum(terms, start=jnp.zeros((), _dtype(a)))
 

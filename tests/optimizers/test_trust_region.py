@@ -9,6 +9,7 @@ from helpers import quick_jit
 
 import jaxsoftjac as jsj
 from jaxsoftjac.optimizers import diagonal_gauss_newton, gauss_newton_cg, natural_gradient
+from jaxsoftjac.optimizers._conjugate_gradients import inner
 
 pytestmark = pytest.mark.once
 
@@ -242,3 +243,9 @@ def test_parameters_of_mixed_precision(make):
     assert jax.tree.map(lambda a: a.dtype, updates) == jax.tree.map(lambda a: a.dtype, MIXED)
     memory = state[0].mean if make is diagonal_gauss_newton else state[0].direction
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(memory))
+
+
+def test_inner_products_of_millions_keep_their_digits():
+    a = np.random.default_rng(1).normal(size=2**22).astype(np.float32)
+    exact = np.vdot(a.astype(np.float64), a)
+    np.testing.assert_allclose(inner([jnp.asarray(a)], [jnp.asarray(a)]), exact, rtol=1e-5)
