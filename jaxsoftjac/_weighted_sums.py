@@ -13,13 +13,20 @@ from jaxsoftjac._rows import ClassAxes, depth, nan_unless
 _Pair = tuple[jax.Array, jax.Array]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def weighted_logsumexp(x: jax.Array, b: jax.Array, classes: ClassAxes) -> _Pair:
     """The logarithm of |Σ b exp(x)|, −∞ for an empty sum, and the sign of the sum.
 
-    `x` and `b` have one shape. If a single term 1 makes up most of a sum near 1, the others are
-    added up without it.
+    `x` and `b` have one shape. Weights whose sum could overflow are measured in a large unit.
     """
+    large = 2.0 ** (jnp.finfo(b.dtype).maxexp // 2)
+    unit = jnp.where(classes.max(jnp.abs(b)) > large, large, 1).astype(b.dtype)
+    value, sign = _weighted_logsumexp(x, b / unit, classes)
+    return value + jnp.log(unit), sign
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _weighted_logsumexp(x: jax.Array, b: jax.Array, classes: ClassAxes) -> _Pair:
+    """If a single term 1 makes up most of a sum near 1, the others are added up without it."""
     top, highest = _top(x, b, classes)
     terms = b * _exp(x, top)
     total = classes.sum(terms)
@@ -35,13 +42,13 @@ def weighted_logsumexp(x: jax.Array, b: jax.Array, classes: ClassAxes) -> _Pair:
     return value * defined, lax.stop_gradient(jnp.sign(total)) * defined
 
 
-@partial(weighted_logsumexp.defjvp, symbolic_zeros=True)
+@partial(_weighted_logsumexp.defjvp, symbolic_zeros=True)
 def _weighted_logsumexp_jvp(
     classes: ClassAxes, primals: _Pair, tangents: tuple[Any, Any]
 ) -> tuple[_Pair, _Pair]:
     (x, b), (x_tangent, b_tangent) = primals, tangents
     ratio = _ratio(x, b, classes)
-    value, sign = weighted_logsumexp(x, b, classes)
+    value, sign = _weighted_logsumexp(x, b, classes)
     pushed = jnp.zeros_like(x)
     if not isinstance(x_tangent, SymbolicZero):
         is_nothing = jnp.isinf(ratio) & (b == 0)  # of a sum that is 0

@@ -52,6 +52,14 @@ def test_the_names_of_jax_nn():
             jsj.logsumexp(*arguments, **named)
 
 
+def test_the_sum_of_large_weights_does_not_overflow():
+    x, b = f32(0, 0.5, 80), f32(3e38, 3e38, -1)
+    value, gradient = jax.value_and_grad(lambda x: jsj.logsumexp(x, b=b))(x)
+    terms = np.asarray(b, np.float64) * np.exp(np.asarray(x, np.float64))
+    np.testing.assert_allclose(value, np.log(terms.sum()), rtol=4 * U)
+    np.testing.assert_allclose(gradient, terms / terms.sum(), rtol=32 * U)
+
+
 @pytest.mark.parametrize("gap", [1, 16, 40, 80])
 def test_digits_near_the_logarithm_of_1(gap):
     """The sum less 1 is not rounded away; the second derivatives are σ₁σ₂ in all entries."""
