@@ -55,11 +55,19 @@ def own_slice(a: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def frobenius_norm(sigma: jax.Array) -> jax.Array:
-    """‖J‖_F of each row: ‖J‖_F² = Σᵢ σᵢ²(1 − σᵢ)² + Σᵢ σᵢ² Σ_{j≠i} σⱼ²."""
+    """‖J‖_F of each row: ‖J‖_F² = Σᵢ σᵢ²(1 − σᵢ)² + Σᵢ σᵢ² Σ_{j≠i} σⱼ².
+
+    In units of the largest entry, for squares may underflow; the pairs with a top class that stands
+    alone are counted apart.
+    """
     entries = diagonal(sigma)
     size = jnp.maximum(LAST.max(entries), jnp.finfo(sigma.dtype).tiny)
-    squares = sigma * (sigma / size)  # in units of the largest entry: squares may underflow
-    total = LAST.sum((entries / size) ** 2 + squares * others(squares, LAST.sum(squares)))
+    is_top = sigma == LAST.max(sigma)
+    is_alone = is_top & (LAST.sum(is_top.astype(sigma.dtype)) == 1)
+    top, rest = LAST.sum(jnp.where(is_alone, sigma, 0)), jnp.where(is_alone, 0, sigma)
+    squares = rest * rest
+    pairs = 2 * (rest * (top / size)) ** 2 + (rest / size) ** 2 * others(squares, LAST.sum(squares))
+    total = LAST.sum((entries / size) ** 2 + pairs)
     is_zero = total == 0
     norm = size * jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total)))
     return lax.squeeze(norm, (norm.ndim - 1,))

@@ -85,6 +85,15 @@ def test_closed_forms_in_float32_on_a_confident_row():
     np.testing.assert_allclose(J.frobenius_norm(), float(frobenius), rtol=2e-6)
 
 
+@pytest.mark.parametrize("x", [[86, 0, 1, -1], [85.5, 0.8, 1, 0], [80, 80, 0, 0], [0, 0, 0, 0]])
+def test_the_norm_counts_pairs_whose_squares_underflow(x):
+    sigma = long_softmax(np.asarray(x, np.float32))[0]
+    others = np.array([np.delete(sigma, i).sum() for i in range(4)])
+    J = np.where(np.eye(4), np.diag(sigma * others), -np.outer(sigma, sigma))
+    norm = SoftmaxJacobian.from_logits(jnp.asarray(x, jnp.float32)).frobenius_norm()
+    np.testing.assert_allclose(norm, float(np.sqrt((J**2).sum())), rtol=4e-6)
+
+
 def test_logits_keep_what_underflows_in_sigma():
     x = jnp.asarray([0, -120, -60], jnp.float32)
     J, log_sigma = SoftmaxJacobian.from_logits(x), long_softmax(np.asarray(x))[1]
