@@ -90,7 +90,8 @@ def gauss_newton_product(
         batch_axis_name: mapped axis (`shard_map`, `vmap`, `pmap`) over which examples are split,
             where all devices have the same parameters and tangents: the mean is then over the
             examples of all, and what is returned is the same on all. Without it the mean would be
-            over one device's examples. Under `jit` with arrays that are split it is not needed.
+            over one device's examples. Under `jit` with arrays that are split it is not needed. A
+            gradient through what is returned is, as JAX has it for every psum, a device's part.
         **options: of the loss, such as `ignore_index`: the mean is over the examples that are kept,
             with or without `head`, and weighted if `weights` are given.
 

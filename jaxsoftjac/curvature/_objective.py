@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxsoftjac._checks import AxisName, as_array, wide
 from jaxsoftjac.curvature._linearization import Model
 from jaxsoftjac.curvature._protocol import Objective, OverDevices, Product
-from jaxsoftjac.curvature._shares import are_integers, shares_of, target_weight
+from jaxsoftjac.curvature._shares import are_integers, shares_of, weighed_by_targets
 from jaxsoftjac.curvature._vocabulary_factor import VocabularyFactor, over_examples
 from jaxsoftjac.functions import softmax
 from jaxsoftjac.losses import (
@@ -27,6 +27,7 @@ from jaxsoftjac.operators import SoftmaxJacobian
 
 Loss = Literal["cross_entropy"] | Callable[..., jax.Array]
 Head = str | tuple[str, str] | Callable[[Any], Any]
+Weighed = Callable[[Any, jax.Array, Mapping[str, Any], jax.Array], jax.Array]
 Operands = tuple[jax.Array, ...]  # hidden [..., D], kernel [D, V], and perhaps a bias [V]
 _BLOCK_ELEMENTS = 2**17  # logits of one block of classes, in all examples: 0.5 MB in float32
 _OF_MODEL = ("ignore_index", "weights", "block_size", "logit_softcap")
@@ -39,34 +40,40 @@ def objective_of(
     batch_axis_name: AxisName | None = None,
 ) -> Objective:
     """The checked `loss` on logits, or on hidden states and a `head`."""
-    top = _objective_of(loss, head, options)
-    return top if batch_axis_name is None else OverDevices(top, batch_axis_name)
-
-
-def _objective_of(loss: Loss, head: Head | None, options: Mapping[str, Any]) -> Objective:
     if loss != "cross_entropy" and not callable(loss):
         raise ValueError(f'`loss` must be "cross_entropy" or a function, got {loss!r}')
     if loss == "cross_entropy" and "reduction" in options:
         raise TypeError("`reduction` is no option: the loss is the mean of the examples")
+    return _over_devices(_objective(loss, head, options, weighed_by_targets), batch_axis_name)
+
+
+def fisher_objective(
+    head: Head | None, options: Mapping[str, Any], batch_axis_name: AxisName | None = None
+) -> Objective:
+    """The objective of which only the Fisher matrix is wanted; labels may have any value."""
+    for name in options:
+        if name not in _OF_MODEL[: 2 if head is None else None]:
+            raise TypeError(f"`{name}` is no option of a Fisher matrix")
+    top = _objective("cross_entropy", head, options, lambda *arguments: arguments[-1])
+    return _over_devices(top, batch_axis_name)
+
+
+def _objective(
+    loss: Loss, head: Head | None, options: Mapping[str, Any], weighed: Weighed
+) -> Objective:
     if head is None:
-        return _OnLogits(loss, options)
+        return _OnLogits(loss, options, weighed)
     if loss != "cross_entropy":
         raise ValueError(f'`loss` must be "cross_entropy" where `head` is given, got {loss!r}')
     names = head if isinstance(head, tuple) else (head,)
     if not callable(head) and not all(isinstance(name, str) for name in names):
         message = "`head` must be one or two keys of the parameters or a function of them"
         raise TypeError(f"{message}, got {head!r}")
-    return _OnHidden(head, options)
+    return _OnHidden(head, options, weighed)
 
 
-def fisher_objective(
-    head: Head | None, options: Mapping[str, Any], batch_axis_name: AxisName | None = None
-) -> Objective:
-    """The objective of which only the Fisher matrix is wanted."""
-    for name in options:
-        if name not in _OF_MODEL[: 2 if head is None else None]:
-            raise TypeError(f"`{name}` is no option of a Fisher matrix")
-    return objective_of("cross_entropy", head, options, batch_axis_name)
+def _over_devices(top: Objective, axis_name: AxisName | None) -> Objective:
+    return top if axis_name is None else OverDevices(top, axis_name)
 
 
 class _OnDevice:
@@ -80,6 +87,7 @@ class _OnDevice:
 class _OnLogits(_OnDevice):
     kind: Loss
     options: Mapping[str, Any]
+    weighed: Weighed
 
     def outputs(self, model: Model, params: Any, inputs: Any) -> jax.Array:
         return rows_of(model, params, inputs, "logits [..., K]")
@@ -144,7 +152,7 @@ class _OnLogits(_OnDevice):
         kept, shares = shares_of(z, labels, self.options)
         where = self.options.get("where")
         J = SoftmaxJacobian.from_logits(wide(jnp.where(kept[..., None], z, 0)), where=where)
-        return J, shares * target_weight(labels, J.log_sigma != -jnp.inf, self.options, shares)
+        return J, self.weighed(labels, J.log_sigma != -jnp.inf, self.options, shares)
 
 
 def _named(params: Any, key: str) -> Any:
@@ -161,6 +169,7 @@ def _named(params: Any, key: str) -> Any:
 class _OnHidden(_OnDevice):
     head: Head
     options: Mapping[str, Any]
+    weighed: Weighed
 
     def outputs(self, model: Model, params: Any, inputs: Any) -> Operands:
         if callable(self.head):
@@ -214,7 +223,7 @@ class _OnHidden(_OnDevice):
         kept, shares = shares_of(z[0], labels, self.options)
         hidden = jnp.where(kept[..., None], z[0], 0)
         is_class = z[2] != -jnp.inf if len(z) == 3 else jnp.ones(z[1].shape[1], bool)
-        shares = shares * target_weight(labels, is_class, self.options, shares)
+        shares = self.weighed(labels, is_class, self.options, shares)
 
         def of_rows(
             z: Operands, shares: jax.Array, key: jax.Array, *tangents: Operands

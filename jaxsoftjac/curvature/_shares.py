@@ -14,6 +14,7 @@ from jax import lax
 
 from jaxsoftjac._checks import AxisName, as_real, wide
 from jaxsoftjac._rows import ClassAxes
+from jaxsoftjac.losses import LinearTarget
 from jaxsoftjac.losses._arguments import is_ignored, wide_labels
 from jaxsoftjac.losses._row_terms import at_label
 
@@ -57,23 +58,26 @@ def _weighed(
     return kept, each, jnp.sum(counts)
 
 
-def target_weight(
-    labels: Any, is_class: jax.Array, options: Mapping[str, Any], like: jax.Array
+def weighed_by_targets(
+    labels: Any, is_class: jax.Array, options: Mapping[str, Any], shares: jax.Array
 ) -> jax.Array:
-    """Σⱼ wⱼtⱼ of each example, by which class weights multiply its Hessian; 1 without them.
+    """Shares times Σⱼ wⱼtⱼ of each example, which multiplies its Hessian; w are class weights.
 
-    `is_class` says which classes are not excluded, [..., K] or [K]; `like` has the result's shape.
+    `is_class` says which classes are not excluded, [..., K] or [K].
     """
-    if options.get("class_weights") is None:
-        return jnp.ones_like(like)
-    w = as_real("class_weights", options["class_weights"]).astype(like.dtype)
+    w = options.get("class_weights")
+    if w is None and (isinstance(labels, LinearTarget) or are_integers(labels)):
+        return shares
+    w = jnp.ones(is_class.shape[-1]) if w is None else as_real("class_weights", w)
+    w = w.astype(shares.dtype)
     if are_integers(labels):
-        weight = _at_label(labels, options, like)
+        weight = _at_label(labels, options, shares)
     else:
-        weight = _weighted_sum(jnp.asarray(labels, like.dtype), w)
-    s = jnp.asarray(options.get("label_smoothing", 0.0), like.dtype)
-    count = jnp.maximum(jnp.sum(is_class, axis=-1, dtype=like.dtype), 1)
-    return (1 - s) * weight + s * _weighted_sum(is_class.astype(like.dtype), w) / count
+        weight = _weighted_sum(jnp.asarray(labels, shares.dtype), w)
+    s = jnp.asarray(options.get("label_smoothing", 0.0), shares.dtype)
+    count = jnp.maximum(jnp.sum(is_class, axis=-1, dtype=shares.dtype), 1)
+    uniform = _weighted_sum(is_class.astype(shares.dtype), w) / count
+    return shares * ((1 - s) * weight + s * uniform)
 
 
 def are_integers(labels: Any) -> bool:
@@ -90,4 +94,5 @@ def _at_label(labels: Any, options: Mapping[str, Any], like: jax.Array) -> jax.A
     of_class = as_real("class_weights", options["class_weights"]).astype(like.dtype)
     beside = jnp.broadcast_to(of_class, (*like.shape, *of_class.shape))
     labels = jnp.broadcast_to(wide_labels(jnp.asarray(labels)), like.shape)[..., None]
-    return at_label(beside, labels, ClassAxes((-1,), options.get("axis_name")))[..., 0]
+    classes = ClassAxes((like.ndim,), options.get("axis_name"))
+    return at_label(beside, labels, classes)[..., 0]

@@ -78,7 +78,8 @@ def cross_entropy(
         axis_name: mapped axis (`shard_map`, `vmap`) over which the classes are split in equal
             slices, `class_weights` too; integer labels are global. Only arrays of the batch's size
             are communicated. Take second derivatives inside a `vmap`: outside of it JAX raises
-            "unbound axis name".
+            "unbound axis name". A gradient inside a `vmap`, or a `shard_map` with check_vma=False,
+            is that of the sum of all slices' equal losses, as JAX has it for every psum.
 
     Returns:
         Array of the shape of `logits` without `axis`, or its sum or mean, computed in float32 or

@@ -205,6 +205,28 @@ def over_a_mapped_axis(*arguments):
     )(*arguments)
 
 
+@pytest.mark.parametrize("head", [None, "kernel"])
+def test_examples_and_classes_split_over_two_axes(head):
+    def product(params, class_weights, inputs, labels, **names):
+        of = jsj.gauss_newton_product(
+            model if head is None else hidden, head=head, class_weights=class_weights, **names
+        )
+        return of(params, inputs, labels, jax.tree.map(jnp.cos, params))
+
+    mesh = jax.make_mesh(
+        (2, 2), ("d", "k"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4]
+    )
+    split = {"first": P(), "kernel": P(None, "k")}
+    run = jax.shard_map(
+        partial(product, axis_name="k", batch_axis_name="d"),
+        mesh=mesh,
+        in_specs=(split, P("k"), P("d"), P("d")),
+        out_specs=split,
+    )
+    arguments = PARAMS, CLASS_WEIGHTS, INPUTS, LABELS % 4
+    jax.tree.map(close, quick_jit(run)(*arguments), quick_jit(product)(*arguments))
+
+
 @pytest.mark.parametrize("run", [over_a_mapped_axis, over_explicit_axes])
 def test_class_weights_that_are_split_like_the_classes(run):
     arguments = PARAMS["kernel"], CLASS_WEIGHTS, TANGENTS["kernel"]

@@ -70,7 +70,7 @@ def test_labels_of_few_bits(options, dtype):
     )
 
 
-def sampled_step(model, damping=0.1, **options):
+def sampled_step(model, damping=0.1, labels=LABELS % 3, **options):
     """A step by the sampled matrix, with the samples of one key."""
     optimizer = gauss_newton_cg(
         model,
@@ -83,7 +83,7 @@ def sampled_step(model, damping=0.1, **options):
         cg_tolerance=1e-12,
         options=options,
     )
-    state, batch = optimizer.init(PARAMS), {"inputs": INPUTS, "labels": LABELS % 3}
+    state, batch = optimizer.init(PARAMS), {"inputs": INPUTS, "labels": labels}
     return quick_jit(lambda: optimizer.update(TANGENTS, state, PARAMS, **batch)[0])()
 
 
@@ -96,6 +96,18 @@ def test_class_weights_weigh_the_samples(of, smoothing):
     ratio = float(jnp.sum(masses) / jnp.sum(at_labels))  # of the means' matrices
     step = sampled_step(of, class_weights=w, label_smoothing=smoothing)
     weighted = sampled_step(of, damping=0.1 / ratio, weights=masses)
+    jax.tree.map(lambda a, b: close(ratio * a, b, scale=100.0), step, weighted)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_mass_of_probabilities_weighs_the_samples(smoothing):
+    target = jnp.asarray(
+        random.dirichlet(np.ones(3), size=6) * [[0], [1], [4], [1], [0], [2]], WIDE
+    )
+    masses = (1 - smoothing) * jnp.sum(target, axis=-1) + smoothing
+    ratio = float(jnp.mean(masses))
+    step = sampled_step(model, labels=target, label_smoothing=smoothing)
+    weighted = sampled_step(model, damping=0.1 / ratio, weights=masses)
     jax.tree.map(lambda a, b: close(ratio * a, b, scale=100.0), step, weighted)
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import U, long_softmax, quick_jit, relative_error
 
 from jaxsoftjac.curvature import gauss_newton_diagonal, sampled_fisher_product
-from jaxsoftjac.curvature._objective import objective_of
+from jaxsoftjac.curvature._objective import fisher_objective
 from jaxsoftjac.optimizers import diagonal_gauss_newton
 
 pytestmark = pytest.mark.once
@@ -53,7 +53,7 @@ def test_samples_of_logits(gap):
     """One sample, its outer product with offsets of 1e3, and the exact diagonal by the logits."""
     z = (HIDDEN @ KERNEL).astype(np.float32)
     v = (random.normal(size=(N, K)) + 1e3).astype(np.float32)
-    top = objective_of("cross_entropy", None, {})
+    top = fisher_objective(None, {})
     F = factor((z + biased(gap)[None]).astype(np.float32))
 
     of = logits_of(biased(gap))
@@ -84,7 +84,7 @@ def test_samples_of_logits(gap):
 def test_samples_of_a_vocabulary(gap, block_size):
     """The pull-back of one sample through a head, whose classes may lie in several blocks."""
     options = {} if block_size is None else {"block_size": block_size}
-    top = objective_of("cross_entropy", ("kernel", "bias"), options)
+    top = fisher_objective(("kernel", "bias"), options)
     z = (jnp.asarray(HIDDEN), jnp.asarray(KERNEL), jnp.asarray(biased(gap)))
     of_hidden, of_kernel, of_bias = quick_jit(top.sampled_cotangent)(z, None, KEY)
     exact = np.float64(HIDDEN) @ np.float64(KERNEL) + biased(gap)
