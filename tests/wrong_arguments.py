@@ -170,6 +170,7 @@ WRONG = {
     "dropout_key": ["text", 3],
     "block_size": [0, 1.5, "text"],
     "axis_name": [3],
+    "batch_axis_name": [3],
     "label_smoothing": [*POSITIVE, 1.5],
     "z_loss": POSITIVE,
     "ignore_index": [1.5, "text"],
