@@ -33,6 +33,19 @@ def where_finite(v: jax.Array, sigma: jax.Array) -> jax.Array:
     return jnp.where((sigma != 0) | jnp.isfinite(v), v, 0)
 
 
+@jax.custom_jvp
+def unless_excluded(x: jax.Array) -> jax.Array:
+    """Logits, of which what is −∞ does not move, whatever its tangent."""
+    return x
+
+
+@unless_excluded.defjvp
+def _unless_excluded_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return unless_excluded(*primals), jnp.where(primals[0] == -jnp.inf, 0, tangents[0])
+
+
 def bits_where_positive(v: jax.Array, sigma: jax.Array) -> jax.Array:
     """`where_positive` by integer arithmetic on the bits. Not for what is differentiated.
 

@@ -44,7 +44,9 @@ def objective_of(
         raise ValueError(f'`loss` must be "cross_entropy" or a function, got {loss!r}')
     if loss == "cross_entropy" and "reduction" in options:
         raise TypeError("`reduction` is no option: the loss is the mean of the examples")
-    return _over_devices(_objective(loss, head, options, weighed_by_targets), batch_axis_name)
+    # Of the labels of another loss nothing is known.
+    weighed = weighed_by_targets if loss == "cross_entropy" else _as_they_are
+    return _over_devices(_objective(loss, head, options, weighed), batch_axis_name)
 
 
 def fisher_objective(
@@ -54,8 +56,7 @@ def fisher_objective(
     for name in options:
         if name not in _OF_MODEL[: 2 if head is None else None]:
             raise TypeError(f"`{name}` is no option of a Fisher matrix")
-    top = _objective("cross_entropy", head, options, lambda *arguments: arguments[-1])
-    return _over_devices(top, batch_axis_name)
+    return _over_devices(_objective("cross_entropy", head, options, _as_they_are), batch_axis_name)
 
 
 def _objective(
@@ -70,6 +71,13 @@ def _objective(
         message = "`head` must be one or two keys of the parameters or a function of them"
         raise TypeError(f"{message}, got {head!r}")
     return _OnHidden(head, options, weighed)
+
+
+def _as_they_are(
+    labels: Any, is_class: jax.Array, options: Mapping[str, Any], shares: jax.Array
+) -> jax.Array:
+    del labels, is_class, options
+    return shares
 
 
 def _over_devices(top: Objective, axis_name: AxisName | None) -> Objective:

@@ -16,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxsoftjac._checks import as_array, as_index, as_real, known_size, wide
-from jaxsoftjac._pivots import where_positive
+from jaxsoftjac._pivots import unless_excluded, where_positive
 from jaxsoftjac._row_functions import log1p_rest, of_top, pivoted, softmax_rows, top_probability
 from jaxsoftjac._rows import (
     LOWEST,
@@ -194,7 +194,7 @@ def _kl_pushforward(
     y: jax.Array,
     classes: ClassAxes,
 ) -> jax.Array:
-    x, y = wide(x), _unless_excluded(wide(y))
+    x, y = wide(x), unless_excluded(wide(y))
     x_tangent, y_tangent = tangents
     compared, pushed = _compared(x, y, classes), jnp.zeros_like(x)
     p = softmax_rows(y, classes)
@@ -207,19 +207,6 @@ def _kl_pushforward(
         product = softmax_product(wide(y_tangent), p, classes, top)
         pushed = pushed - product * jnp.where(x == -jnp.inf, 0, compared.centred)
     return jnp.where(compared.is_defined, classes.sum(pushed), 0)
-
-
-@jax.custom_jvp
-def _unless_excluded(y: jax.Array) -> jax.Array:
-    """`y`, of which what is −∞ does not move, whatever its tangent."""
-    return y
-
-
-@_unless_excluded.defjvp
-def _unless_excluded_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    return _unless_excluded(*primals), jnp.where(primals[0] == -jnp.inf, 0, tangents[0])
 
 
 def _less(q: jax.Array, p: jax.Array, log_ratio: jax.Array) -> jax.Array:

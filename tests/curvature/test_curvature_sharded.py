@@ -52,10 +52,10 @@ def in_shard_map(check_vma, f):
     return quick_jit(mapped)
 
 
-def in_vmap(f):
+def in_parts(run, f):
     def mapped(params, *batch):
         parts = [a.reshape(4, 2, *a.shape[1:]) for a in batch]
-        each = quick_jit(jax.vmap(f, (None, 0, 0), axis_name="d"))(params, *parts)
+        each = run(f)(params, *parts)
         jax.tree.map(lambda a: close(a, jnp.broadcast_to(a[:1], a.shape)), each)
         return jax.tree.map(lambda a: a[0], each)
 
@@ -65,7 +65,8 @@ def in_vmap(f):
 MAPS = {
     "shard_map": partial(in_shard_map, True),
     "unchecked shard_map": partial(in_shard_map, False),
-    "vmap": in_vmap,
+    "vmap": partial(in_parts, lambda f: quick_jit(jax.vmap(f, (None, 0, 0), axis_name="d"))),
+    "pmap": partial(in_parts, partial(jax.pmap, axis_name="d", in_axes=(None, 0, 0))),
 }
 
 
@@ -153,6 +154,7 @@ def placed(mesh, tree, specs):
     return jax.tree.map(lambda a, s: jax.device_put(a, jax.NamedSharding(mesh, s)), tree, specs)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("kernel", [P("k", None), P(None, "k")])
 @pytest.mark.parametrize(
     ("make", "is_exact"),
@@ -162,9 +164,9 @@ def placed(mesh, tree, specs):
         (partial(diagonal_gauss_newton, learning_rate=0.1), False),
     ],
 )
-def test_steps_over_explicit_axes(make, is_exact, kernel):
+def test_steps_of_split_arrays(make, is_exact, kernel, kind):
     """Parameters, hidden features and examples are split; samples are those of each device."""
-    mesh = jax.make_mesh((2, 4), ("b", "k"), axis_types=(AxisType.Explicit,) * 2)
+    mesh = jax.make_mesh((2, 4), ("b", "k"), axis_types=(kind,) * 2)
     params = {
         "first": jnp.asarray(random.normal(size=(3, 4)), WIDE),
         "kernel": jnp.asarray(random.normal(size=(4, 4)), WIDE),

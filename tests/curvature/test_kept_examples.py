@@ -70,57 +70,6 @@ def test_labels_of_few_bits(options, dtype):
     )
 
 
-def sampled_step(model, damping=0.1, labels=LABELS % 3, **options):
-    """A step by the sampled matrix, with the samples of one key."""
-    optimizer = gauss_newton_cg(
-        model,
-        head="kernel" if model is hidden else None,
-        samples=2,
-        damping=damping,
-        adapt_damping=False,
-        precondition=False,
-        cg_iterations=60,
-        cg_tolerance=1e-12,
-        options=options,
-    )
-    state, batch = optimizer.init(PARAMS), {"inputs": INPUTS, "labels": labels}
-    return quick_jit(lambda: optimizer.update(TANGENTS, state, PARAMS, **batch)[0])()
-
-
-@pytest.mark.parametrize("of", [model, hidden])
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_class_weights_weigh_the_samples(of, smoothing):
-    w = jnp.asarray([0.5, 1, 3], WIDE)
-    at_labels = w[LABELS % 3]
-    masses = (1 - smoothing) * at_labels + smoothing * jnp.mean(w)
-    ratio = float(jnp.sum(masses) / jnp.sum(at_labels))  # of the means' matrices
-    step = sampled_step(of, class_weights=w, label_smoothing=smoothing)
-    weighted = sampled_step(of, damping=0.1 / ratio, weights=masses)
-    jax.tree.map(lambda a, b: close(ratio * a, b, scale=100.0), step, weighted)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_the_mass_of_probabilities_weighs_the_samples(smoothing):
-    target = jnp.asarray(
-        random.dirichlet(np.ones(3), size=6) * [[0], [1], [4], [1], [0], [2]], WIDE
-    )
-    masses = (1 - smoothing) * jnp.sum(target, axis=-1) + smoothing
-    ratio = float(jnp.mean(masses))
-    step = sampled_step(model, labels=target, label_smoothing=smoothing)
-    weighted = sampled_step(model, damping=0.1 / ratio, weights=masses)
-    jax.tree.map(lambda a, b: close(ratio * a, b, scale=100.0), step, weighted)
-
-
-def test_samples_leave_out_classes():
-    kept = jnp.ones((6, 3), bool).at[jnp.arange(6), (LABELS + 1) % 3].set(False)
-
-    def excluding(params, inputs):
-        return jnp.where(kept, model(params, inputs), -jnp.inf)
-
-    found, expected = sampled_step(model, where=kept), sampled_step(excluding)
-    jax.tree.map(partial(close, scale=100.0), found, expected)
-
-
 @pytest.mark.parametrize("samples", [1, 2])
 def test_the_kernel_column_of_an_excluded_class_counts_for_nothing(samples):
     bias = jnp.zeros(5, WIDE).at[3].set(-jnp.inf)
