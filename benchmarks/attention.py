@@ -111,20 +111,29 @@ def over_jax(
     return slowest, largest
 
 
-def causal(report: Report, n: int, names: Sequence[str], rounds: int) -> None:
-    x, rows, slowest = operands(n), [], 0.0
-    options = {"all keys": {}, "causal": {"is_causal": True}}
-    for name in names:
-        calls = {}
-        for kind, option in options.items():
-            attention = functools.partial(dot_product_attention, **option)
-            calls[kind] = functools.partial(compiled(attention, name, x), *x)
-        times = time_in_turn(calls, rounds)
-        over = ratio(times["causal"], times["all keys"])
-        slowest = max(slowest, over.median)
-        rows.append([name, over])
-    report.add(f"Causal over non-causal time, n = {n}", ["", "ratio"], rows)
-    report.claims.append(Claim(f"causal over non-causal time at n = {n}", 0.65, slowest))
+def causal(
+    report: Report, sizes: Sequence[tuple[int, int]], names: Sequence[str], rounds: int
+) -> None:
+    """Causal time over that of all keys, and over jax.nn's, for lengths and numbers of heads."""
+    rows, slowest = [], 0.0
+    attentions = {"all keys": dot_product_attention, "jax.nn": jax.nn.dot_product_attention}
+    for n, heads in sizes:
+        x = operands(n, heads)
+        for name in names:
+            programs = {
+                kind: compiled(functools.partial(f, is_causal=kind == "jax.nn"), name, x)
+                for kind, f in attentions.items()
+            }
+            ours = compiled(functools.partial(dot_product_attention, is_causal=True), name, x)
+            programs |= {"causal": ours}
+            agree(f"causal {name}, n = {n}", ours(*x), programs["jax.nn"](*x))
+            calls = {kind: functools.partial(f, *x) for kind, f in programs.items()}
+            times = time_in_turn(calls, rounds)
+            over, of_jax = (ratio(times["causal"], times[kind]) for kind in attentions)
+            slowest = max(slowest, over.median)
+            rows.append([f"n = {n}, {heads} heads, {name}", over, of_jax])
+    report.add("Causal time", ["", "over all keys", "over jax.nn's, causal"], rows)
+    report.claims.append(Claim("causal over non-causal time", 0.6, slowest))
 
 
 class Cost(NamedTuple):
@@ -264,7 +273,8 @@ def run(quick: bool) -> Report:
     )
     text = f"Hessian-vector products over jax.nn's, n = {middle}"
     report.claims.append(Claim(text, 1.0, slowest))
-    causal(report, large, FIRST_ORDER[:1] if quick else FIRST_ORDER, rounds)
+    heads_at = ((large, 1),) if quick else ((large, 1), (small, 8))
+    causal(report, heads_at, FIRST_ORDER[:1] if quick else FIRST_ORDER, rounds)
     lengths, longer = ((32, 64), ("forward",)) if quick else ((1024, 4096, 16384), AT_LENGTH)
     at_length(report, lengths, longer, 3)
     sizes_of_models = ((8, 64, 8, 32), (8, 128, 8, 64), (4, 256, 8, 64), (8, 256, 8, 64))

@@ -1,7 +1,7 @@
 """Strict JAX settings for every test; x64 is on unless JAX_ENABLE_X64 says otherwise.
 
 Programs are compiled quickly, in 0.6 of the processor time, but by `-m as_compiled` as users
-have them: digits, memory and what the compiler does are tested in both ways.
+have them: there digits, memory and what the compiler does are tested.
 """
 
 import gc

@@ -162,7 +162,7 @@ def dot_product_attention(
         dropout_key: a random key; the same one on all devices that share an `axis_name`.
         broadcast_dropout: whether all examples and heads drop the same places.
         block_size: queries and keys of a block, (b, c) or one int; by default suited to caches, and
-            all keys where a block of queries has at most 2²¹ scores.
+            all keys where all queries see them and a block of queries has at most 2²¹ scores.
         precision: of the products of matrices, as jnp.einsum's.
         axis_name: mapped axis (`shard_map`, `vmap`) over which keys, values, bias and mask are
             split in equal slices along S; each device holds all queries, and lengths and places

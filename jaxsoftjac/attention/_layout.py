@@ -3,6 +3,8 @@
 Letters in shapes: B batch, T queries, S keys, N heads, K key heads, G = N / K, H and D features.
 """
 
+import math
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -13,7 +15,7 @@ from jax import lax
 from jaxsoftjac._checks import AxisName
 from jaxsoftjac.attention._dropout import Dropout
 
-Block = TypeVar("Block")
+Rows = TypeVar("Rows")
 Index = int | jax.Array  # the number of a block
 
 
@@ -53,84 +55,62 @@ class Plan(NamedTuple):
     precision: lax.PrecisionLike  # of the products of matrices
 
 
-# Arrays by query are [B, K, G, T, …] and arrays by key [B, K, S, …]. Those in blocks of queries
-# have an axis for these beside T, from which a loop takes one at a time: see `query_block`.
+# Arrays by query are [B, K, G, T, …], with an axis for blocks of queries beside T, arrays by key
+# [B, K, S, …]. A tile is a block of queries with one of keys, read from them in place.
 
 
-class QueryBlock(NamedTuple):
-    """A block of queries, and its bias in blocks of keys."""
+class Blocks(NamedTuple):
+    """What attention is differentiated by, where tiles are read from."""
 
     query: jax.Array  # [B, K, G, T, H]
+    key: jax.Array  # [B, K, S, H]
+    value: jax.Array  # [B, K, S, D]
     bias: jax.Array | None  # [key blocks, b, k, g, t, S]
+    softcap: jax.Array | None
 
 
 class Sight(NamedTuple):
-    """Which keys a block of queries sees, and the random bits by which it drops some."""
+    """Which keys a query sees and drops, and the origins of keys and values."""
 
     mask: jax.Array | None  # [key blocks, b, k, g, t, S]
     span: tuple[jax.Array, jax.Array] | None  # [B|1, 1, 1, T, 1]
-    first_block: jax.Array  # the first block of keys that a band lets it see
-    bits: jax.Array | None  # [b, k, g, T, 2]
-
-
-class KeyBlock(NamedTuple):
-    """A block of keys, and the bias between it and a block of queries."""
-
-    key: jax.Array  # [B, K, S, H]
-    value: jax.Array  # [B, K, S, D]
-    bias: jax.Array | None  # [b, k, g, t, S]
-
-
-class Keys(NamedTuple):
-    """All keys, as many as are whole blocks, and what else is common to all blocks of queries."""
-
-    key: jax.Array  # [B, K, S, H]
-    value: jax.Array  # [B, K, S, D]
-    softcap: jax.Array | None
-
-    def block(self, size: int, rows: QueryBlock, i: Index) -> KeyBlock:
-        """The block with number `i`, read in place, as one block of queries meets it."""
-        k, v = (lax.dynamic_slice_in_dim(x, i * size, size, 2) for x in self[:2])
-        return KeyBlock(k, v, tile(rows.bias, i))
-
-
-def tile(x: jax.Array | None, i: Index) -> jax.Array | None:
-    """What belongs to the block of keys with number `i`."""
-    return None if x is None else lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
-
-
-class Places(NamedTuple):
-    """How many blocks of keys of which size, the origins of keys and values, and the dropout."""
-
-    blocks: int
-    size: int
+    bits: jax.Array | None  # [b, k, g, T, 2], by which keys are dropped
+    dropout: Dropout | None
     key_origin: jax.Array  # [B, K, 1, H]
     value_origin: jax.Array  # [B, K, 1, D]
-    dropout: Dropout | None
 
 
-def operand_blocks(operands: Operands, plan: Plan, size: int) -> tuple[QueryBlock, Keys]:
-    """What attention is differentiated by, in blocks of queries, and for blocks of `size` keys."""
+def operand_blocks(operands: Operands, plan: Plan, size: int) -> Blocks:
+    """What attention is differentiated by, for blocks of `size` keys."""
     q, k, v, bias, softcap = operands
-    bias = None if bias is None else _tiles(bias, plan, size)
     k, v = (_padded(jnp.swapaxes(x, 1, 2), 2, size) for x in (k, v))
-    return QueryBlock(by_query(by_head(q, plan), plan), bias), Keys(k, v, softcap)
+    bias = None if bias is None else _tiles(bias, plan, size)
+    return Blocks(by_query(by_head(q, plan), plan), k, v, bias, softcap)
 
 
-def fixed_blocks(fixed: Fixed, plan: Plan, size: int) -> tuple[Sight, Places]:
-    """What attention is not differentiated by, in the same blocks."""
+def sight_of(fixed: Fixed, plan: Plan, size: int) -> Sight:
+    """What attention is not differentiated by, for the same blocks."""
     mask = None if fixed.mask is None else _tiles(fixed.mask, plan, size)
     dropout, span = fixed.dropout, None
     if fixed.span is not None:
         start, stop = (by_query(x[:, None, None, :, None], plan) for x in fixed.span)
         span = start, stop
     bits = None if dropout is None else by_query(by_head(dropout.bits, plan), plan)
-    first = jnp.asarray(seen_blocks(plan, size)[0], jnp.int32)
-    key_origin, value_origin = (
-        jnp.swapaxes(x, 1, 2) for x in (fixed.key_origin, fixed.value_origin)
-    )
-    places = Places(-(-plan.keys // size), size, key_origin, value_origin, dropout)
-    return Sight(mask, span, first, bits), places
+    origins = (jnp.swapaxes(x, 1, 2) for x in (fixed.key_origin, fixed.value_origin))
+    return Sight(mask, span, bits, dropout, *origins)
+
+
+def tile_of(x: Blocks, i: Index, j: Index, plan: Plan, size: int) -> Blocks:
+    """The tile of a block of queries and one of keys."""
+    k, v = (lax.dynamic_slice_in_dim(a, j * size, size, 2) for a in (x.key, x.value))
+    return Blocks(rows_at(x.query, i, plan), k, v, map_at(x.bias, i, j, plan), x.softcap)
+
+
+def map_at(x: jax.Array | None, i: Index, j: Index, plan: Plan) -> jax.Array | None:
+    """What a tile has of a map by query and key."""
+    if x is None:
+        return None
+    return rows_at(lax.dynamic_index_in_dim(x, j, 0, keepdims=False), i, plan)
 
 
 def _tiles(x: jax.Array, plan: Plan, size: int) -> jax.Array:
@@ -169,12 +149,24 @@ def by_query(x: jax.Array, plan: Plan, fill: float = 0) -> jax.Array:
     return x.reshape(*lead, *((size, count) if plan.band is None else (count, size)), D)
 
 
-def query_block(blocks: Block, i: Index, plan: Plan) -> Block:
-    """What belongs to the block of queries with number `i`, read in place."""
-    axis = -2 if plan.band is None else -3
-    return jax.tree.map(
-        lambda x: lax.dynamic_index_in_dim(x, i, axis if x.ndim > 1 else 0, keepdims=False), blocks
-    )
+def _axis(plan: Plan) -> int:
+    return -2 if plan.band is None else -3
+
+
+def rows_at(x: Rows, i: Index, plan: Plan) -> Rows:
+    """What belongs to the block of queries with number `i`."""
+    read = partial(lax.dynamic_index_in_dim, index=i, axis=_axis(plan), keepdims=False)
+    return jax.tree.map(read, x)
+
+
+def put(x: jax.Array, part: jax.Array, i: Index, plan: Plan) -> jax.Array:
+    """`x` with that block replaced."""
+    return lax.dynamic_update_index_in_dim(x, part, i, _axis(plan))
+
+
+def added(x: jax.Array, part: jax.Array, i: Index, plan: Plan) -> jax.Array:
+    """`x` with `part` added to that block: in place, and so is its transpose, which only reads."""
+    return x + put(jnp.zeros_like(x), part, i, plan)
 
 
 def _padded(x: jax.Array, axis: int, size: int, fill: float = 0) -> jax.Array:
@@ -188,45 +180,28 @@ def _padded(x: jax.Array, axis: int, size: int, fill: float = 0) -> jax.Array:
 
 
 def joined(x: jax.Array, plan: Plan) -> jax.Array:
-    """[blocks, B, K, G, block, D] → [B, T, N, D]."""
-    n, B, K, G, size, D = x.shape
-    x = jnp.moveaxis(x, 0, 4 if plan.band is None else 3)
-    x = x.reshape(B, K, G, n * size, D)[:, :, :, : plan.queries]
+    """[B, K, G, T in blocks, D] → [B, T, N, D]."""
+    B, K, G, *blocks, D = x.shape
+    x = x.reshape(B, K, G, math.prod(blocks), D)[:, :, :, : plan.queries]
     return jnp.transpose(x, (0, 3, 1, 2, 4)).reshape(B, plan.queries, K * G, D)
 
 
-def seen_blocks(plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first key block that each query block sees by the band, and the one past the last."""
-    everything = (plan.queries + plan.keys,) * 2
-    is_split = plan.axis_name is not None
-    before, after = everything if is_split or plan.band is None else plan.band
-    begin = np.arange(0, max(plan.queries, 1), plan.query_block)
-    first = np.clip(begin - before, 0, plan.keys) // size
-    return first, -(-np.clip(begin + plan.query_block + after, 0, plan.keys) // size)
+def tiles_of(plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of blocks of queries and of keys, [tiles, 2].
 
-
-class Group(NamedTuple):
-    """Neighbouring blocks of queries that go through as many blocks of keys."""
-
-    blocks: slice
-    reach: int  # how many blocks of keys any of them sees
-    skips: bool  # whether one of them may see none of the keys of a block
-
-
-def groups_of(plan: Plan, size: int) -> list[Group]:
-    """Groups of the query blocks: four where the first ones see fewer keys, as under a causal mask.
-
-    They then skip fewer, and where there is nothing to skip, there is no branch to compile.
+    First those where all queries see all keys but for a mask, then others where some may see some.
     """
-    first, last = seen_blocks(plan, size)
-    count, reach = len(first), np.maximum(last - first, 1)
-    parts = 4 if count >= 4 and reach[0] < np.max(reach) else 1
-    bounds = [count * i // parts for i in range(parts + 1)]
-    anywhere = plan.has_lengths or plan.axis_name is not None
-    groups = []
-    for i in range(parts):
-        blocks = slice(*bounds[i : i + 2])
-        is_even = np.ptp(first[blocks]) == 0 and np.ptp(last[blocks]) == 0
-        farthest = int(np.max(reach[blocks]))
-        groups.append(Group(blocks, farthest, anywhere or not is_even))
-    return groups
+    begin = np.arange(0, max(plan.queries, 1), plan.query_block)[:, None]
+    end = np.maximum(np.minimum(begin + plan.query_block, plan.queries), begin + 1)
+    first = np.arange(0, plan.keys, size)
+    last = first + size - 1
+    is_seen = first < np.full_like(begin, plan.keys)
+    is_whole = is_seen & (last < plan.keys)
+    if plan.band is not None and plan.axis_name is None:
+        before, after = plan.band
+        is_seen = is_seen & (first < end + after) & (last >= begin - before)
+        is_whole = is_whole & (last <= begin + after) & (first >= end - 1 - before)
+    elif plan.band is not None:
+        is_whole = False  # the places of the keys are not known here
+    is_whole = is_seen & is_whole & (not plan.has_lengths)
+    return np.argwhere(is_whole), np.argwhere(is_seen & ~is_whole)

@@ -1,8 +1,8 @@
-"""The loops of attention: over blocks of keys, inside one over blocks of queries."""
+"""The loops of attention, over the tiles that some query sees."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,62 +10,59 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxsoftjac._rules import recomputed
-from jaxsoftjac.attention._layout import (
-    Block,
-    Group,
-    Index,
-    Places,
-    Plan,
-    Sight,
-    groups_of,
-    joined,
-    tile,
-)
+from jaxsoftjac.attention._layout import Index, Plan, Sight, map_at, rows_at, tiles_of
 
 Carry = TypeVar("Carry")
-Moves = TypeVar("Moves")
 
 
-def over_keys(
-    step: Callable[[Carry, Index, Block, Moves, jax.Array | None], Carry],
-    carry: Carry,
-    sight: Sight,
-    places: Places,
-    group: Group,
-    blocks: Callable[[Index], Block],
-    moves: Callable[[Index], Moves],
+def over_tiles(
+    step: Callable[[Carry, Index, Index, bool], Carry], carry: Carry, plan: Plan, size: int
 ) -> Carry:
-    """`step` over the `blocks` of keys, except those that no query sees.
+    """`step` over tiles, by the numbers of their queries and keys and whether all see all."""
+    for pairs, is_whole in zip(tiles_of(plan, size), (True, False), strict=True):
 
-    A derivative keeps nothing of a step and computes it again. What the step is linear in, `moves`,
-    is taken outside of that: there the transpose of a slice adds to its place. The second
-    checkpoint, inside the branch, keeps JAX from storing what the branch computes. A further
-    branch, without a mask for blocks that all queries see, would gain little time and cost much
-    compilation.
+        def body(
+            carry: Carry, pair: tuple[Index, Index], is_whole: bool = is_whole
+        ) -> tuple[Carry, None]:
+            return step(carry, *pair, is_whole), None
+
+        if len(pairs) == 1:  # one tile needs no loop
+            carry = body(carry, tuple(pairs[0].tolist()))[0]
+        elif len(pairs):
+            carry = lax.scan(body, carry, tuple(jnp.asarray(pairs.T, jnp.int32)))[0]
+    return carry
+
+
+def in_sight(
+    function: Callable[..., Any],
+    nothing: Callable[..., Any],
+    sight: Sight,
+    plan: Plan,
+    size: int,
+) -> Callable[..., Any]:
+    """`function` of a tile's numbers, which keys are seen there (None for all) and more arrays.
+
+    It is `nothing` of these arrays where no query sees any key. A derivative keeps of it these
+    arrays only, and computes the rest again. The second checkpoint, inside the branch, keeps JAX
+    from storing what the branch computes.
     """
 
-    @recomputed
-    def visited(carry: Carry, i: Index, moved: Moves) -> Carry:
-        block, mask = blocks(i), tile(sight.mask, i)
-        if sight.span is None:
-            return step(carry, i, block, moved, mask)
-        visit = recomputed(partial(_step_in_span, step, places.size))
-        if not group.skips:
-            return visit(carry, i, block, moved, mask, sight.span)
-        sees = _anywhere(_sees(sight.span, i * places.size, places.size))
-        return lax.cond(sees, visit, _skip, carry, i, block, moved, mask, sight.span)
+    def visit(is_whole: bool, i: Index, j: Index, *x: Any) -> Any:
+        mask = map_at(sight.mask, i, j, plan)
+        if is_whole or sight.span is None:
+            return function(i, j, mask, *x)
+        start, stop = span = rows_at(sight.span, i, plan)
 
-    def body(carry: Carry, i: Index) -> tuple[Carry, None]:
-        return visited(carry, i, moves(i)), None
+        def within(*x: Any) -> Any:
+            place = j * size + lax.broadcasted_iota(start.dtype, (1, 1, 1, 1, size), 4)
+            seen = (place >= start) & (place < stop)
+            return function(i, j, seen if mask is None else seen & mask, *x)
 
-    if places.blocks == 0:
-        return carry
-    if places.blocks == 1:  # one block needs no loop
-        return body(carry, 0)[0]
-    numbers = jnp.arange(group.reach, dtype=jnp.int32)
-    if group.reach < places.blocks:
-        numbers = numbers + jnp.minimum(sight.first_block, places.blocks - group.reach)
-    return lax.scan(body, carry, numbers)[0]
+        if not plan.has_lengths and plan.axis_name is None:
+            return within(*x)
+        return lax.cond(_anywhere(_sees(span, j * size, size)), recomputed(within), nothing, *x)
+
+    return lambda is_whole, *x: recomputed(partial(visit, is_whole))(*x)
 
 
 def _sees(span: tuple[jax.Array, jax.Array], position: Index, size: int) -> jax.Array:
@@ -88,49 +85,3 @@ def _anywhere(sees: jax.Array) -> jax.Array:
 @_anywhere.def_vmap
 def _anywhere_vmap(size: int, is_mapped: list[bool], sees: jax.Array) -> tuple[jax.Array, bool]:
     return _anywhere(jnp.any(sees, 0)), False
-
-
-def _skip(carry: Carry, *_: object) -> Carry:
-    return carry
-
-
-def _step_in_span(
-    step: Callable[[Carry, Index, Block, Moves, jax.Array | None], Carry],
-    size: int,
-    carry: Carry,
-    i: Index,
-    block: Block,
-    moved: Moves,
-    mask: jax.Array | None,
-    span: tuple[jax.Array, jax.Array],
-) -> Carry:
-    """A step, in which a query sees the keys of its span only."""
-    start, stop = span
-    place = i * size + lax.broadcasted_iota(start.dtype, (1, 1, 1, 1, size), 4)
-    seen = (place >= start) & (place < stop)
-    return step(carry, i, block, moved, seen if mask is None else seen & mask)
-
-
-def over_queries(
-    function: Callable[[Group, Index, Moves], tuple[jax.Array, ...]],
-    moves: Callable[[Index], Moves],
-    plan: Plan,
-    size: int,
-) -> tuple[jax.Array, ...]:
-    """`function` of the numbers of the blocks of queries, and of the `moves` that it is linear in.
-
-    Its first result becomes [B, T, N, D], the others [B, T, N].
-    """
-    results = []
-    for group in groups_of(plan, size):
-        of_block = recomputed(partial(function, group))
-
-        def of_number(i: Index, of_block: Callable = of_block) -> tuple[jax.Array, ...]:
-            return of_block(i, moves(i))
-
-        if plan.queries <= plan.query_block:
-            results.append(jax.tree.map(lambda x: x[None], of_number(0)))
-        else:
-            results.append(lax.map(of_number, jnp.arange(group.blocks.start, group.blocks.stop)))
-    output, *columns = (joined(jnp.concatenate(x), plan) for x in zip(*results, strict=True))
-    return output, *(x[..., 0] for x in columns)

@@ -38,7 +38,7 @@ def plan_of(
     if scale is None:
         scale = 1 / math.sqrt(max(H, 1))
     heads = math.prod(known_size(n, 1) for n in batch) * N
-    query_block, *key_blocks = _block_sizes(block_size, heads, T, S)
+    query_block, *key_blocks = _block_sizes(block_size, heads, T, S, band is not None)
     if jax.typeof(q).sharding.spec[-3] is not None:
         query_block = T  # blocks would cut through the devices' slices
     even = [_even(T, query_block), *(_even(S, size) for size in key_blocks)]
@@ -75,22 +75,27 @@ def softcap_of(x: ArrayLike | None) -> float | jax.Array | None:
 
 
 def _block_sizes(
-    block_size: int | tuple[int, int] | None, heads: int, T: int, S: int
+    block_size: int | tuple[int, int] | None, heads: int, T: int, S: int, has_band: bool
 ) -> tuple[int, int, int]:
     """Queries of a block, and keys in the primal and in the tangent program.
 
     By default a block has at most about 2²⁰ scores, over all heads: they stay in a CPU's caches,
     and the rows that every step reads and writes weigh little against them. All keys are one block
     where that has at most twice as many, for then each score of a derivative is computed once.
+    Under a band blocks are smaller, so that few of them hold scores that no query sees.
     """
-    if block_size is None:
-        queries = min(max(2**13 // max(heads, 1), 128), 1024)
-        if min(queries, T) * heads * S <= 2**21:
-            return queries, max(S, 1), max(S, 1)
-        keys = min(max(2**20 // (queries * heads), 128), 256)
-        return queries, 2 * keys, keys
-    queries, keys = two_ints("block_size", block_size, 1)
-    return queries, keys, keys
+    if block_size is not None:
+        queries, keys = two_ints("block_size", block_size, 1)
+        return queries, keys, keys
+    most = min(max(T // 4, 128), 512) if has_band else 1024
+    queries = min(max(2**13 // max(heads, 1), 128), most)
+    if min(queries, T) * heads * S <= 2**21 and not (has_band and queries < T):
+        return queries, max(S, 1), max(S, 1)
+    keys = min(max(2**20 // (queries * heads), 128), 256)
+    if has_band:
+        keys = min(keys, queries)
+        return queries, min(2 * keys, queries), keys
+    return queries, 2 * keys, keys
 
 
 def _even(length: int, size: int) -> int:
