@@ -170,13 +170,14 @@ def _scores(
 ) -> tuple[jax.Array, jax.Array]:
     """Scores, −∞ where a key is not seen, and the values, from their origins.
 
-    Where some keys are not seen, what is NaN or ∞ in a query, key or value is moved into its scores
-    as ∞: what is multiplied by p = 0 stays finite, and a query that does see it is NaN.
+    Where some keys are not seen, in this tile or another, what is NaN or ∞ in a query, key or value
+    is moved into its scores as ∞: what is multiplied by p = 0 stays finite, and a query that does
+    see it is NaN.
     """
     q = tile.query * plan.scale
     k, v = tile.key - sight.key_origin, tile.value - sight.value_origin
     poison = None
-    if seen is not None:
+    if sight.mask is not None or sight.span is not None:
         poison = _poison(q) + jnp.swapaxes(_poison(k) + _poison(v), 2, 3)[:, :, None]
         q, k, v = _finite(q), _finite(k), _finite(v)
     s = jnp.einsum("bkgth,bksh->bkgts", q, k, precision=plan.precision)

@@ -15,7 +15,7 @@ from jax import lax
 from jaxsoftjac._checks import AxisName
 from jaxsoftjac.attention._dropout import Dropout
 
-Rows = TypeVar("Rows")
+Tree = TypeVar("Tree")
 Index = int | jax.Array  # the number of a block
 
 
@@ -153,7 +153,7 @@ def _axis(plan: Plan) -> int:
     return -2 if plan.band is None else -3
 
 
-def rows_at(x: Rows, i: Index, plan: Plan) -> Rows:
+def rows_at(x: Tree, i: Index, plan: Plan) -> Tree:
     """What belongs to the block of queries with number `i`."""
     read = partial(lax.dynamic_index_in_dim, index=i, axis=_axis(plan), keepdims=False)
     return jax.tree.map(read, x)

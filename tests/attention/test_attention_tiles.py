@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsoftjac.attention import dot_product_attention
 from jaxsoftjac.attention._layout import tiles_of
 from jaxsoftjac.attention._plan import plan_of
 
@@ -60,3 +61,12 @@ def test_a_window_costs_what_it_shows():
     for size in p.key_blocks:
         tiles = sum(map(len, tiles_of(p, size)))
         assert tiles * p.query_block * size <= 2**14 * (256 + p.query_block + size)
+
+
+@pytest.mark.parametrize("place", ["key", "value"])
+def test_an_infinity_that_a_query_sees_makes_it_nan_in_whole_tiles_too(place):
+    q, k, v = np.ones((1, 8, 1, 2)), -np.ones((1, 8, 1, 2)), np.ones((1, 8, 1, 2))
+    {"key": k, "value": v}[place][0, 3] = -np.inf  # as a key it would weigh nothing
+    o = dot_product_attention(q, k, v, is_causal=True, block_size=2)[0]
+    assert np.all(np.isnan(o[3:]))
+    assert np.all(np.isfinite(o[:3]))
