@@ -273,7 +273,7 @@ def run(quick: bool) -> Report:
     )
     text = f"Hessian-vector products over jax.nn's, n = {middle}"
     report.claims.append(Claim(text, 1.0, slowest))
-    heads_at = ((large, 1),) if quick else ((large, 1), (small, 8))
+    heads_at = ((large, 1),) if quick else ((large, 1), (middle, 1), (small, 8))
     causal(report, heads_at, FIRST_ORDER[:1] if quick else FIRST_ORDER, rounds)
     lengths, longer = ((32, 64), ("forward",)) if quick else ((1024, 4096, 16384), AT_LENGTH)
     at_length(report, lengths, longer, 3)
